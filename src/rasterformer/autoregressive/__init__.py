@@ -1,0 +1,1 @@
+"""Scoring, sampling and completing with any `Autoregressive` model; no system is known here."""

@@ -1,0 +1,1 @@
+"""The command line: `main.py` and one file per command. Commands call the same functions as the Python interface."""

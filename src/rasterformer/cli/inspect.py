@@ -1,0 +1,110 @@
+"""`rasterformer inspect`: what a model folder, a run, a checkpoint or a picture is. Folders are read without torch."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from rasterformer.errors import CheckpointError, ConfigError, DataError
+from rasterformer.manifest import MANIFEST, read_json, standing, tensor_header, verify
+
+
+def inspect(
+    path: Path,
+    *,
+    order: Path | None = None,
+    position: Annotated[
+        str | None, Parameter(help="ROW,COL of the pixel whose memory --order draws, in pixels.")
+    ] = None,
+) -> None:
+    """Say what a model folder, a run, a checkpoint or a picture of rasterformer is.
+
+    Args:
+        path: the folder or the PNG file.
+        order: draw the model's generation order and the memory of one pixel into this PNG file.
+        position: that pixel. Default: the centre.
+
+    Raises:
+        ConfigError: --position is not ROW,COL, is given without --order, or --order is given with a picture.
+        CheckpointError: the folder is none of ours, or a file in it is damaged.
+        DataError: the file does not exist, or is a picture without our metadata.
+    """
+    if position is not None and order is None:
+        raise ConfigError(f"--position {position} needs --order OUT.png.")
+    if path.is_file():
+        if order is not None:
+            raise ConfigError(f"--order needs a model; {path} is a file.")
+        _print_picture(path)
+        return
+    pixel = None if position is None else _pixel(position)
+    for place in _parts(path):
+        _print_folder(place)
+    if order is not None:
+        from rasterformer import load
+        from rasterformer.evaluation.order_picture import draw_order
+
+        draw_order(load(path), order, pixel)
+        print(f"{order} written.")
+
+
+def _parts(path: Path) -> list[Path]:
+    """The verified folders of a run (its model and its checkpoints), or the folder itself."""
+    folder = standing(path)
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(
+        {
+            manifest.parent
+            for pattern in (f"*/{MANIFEST}", f"checkpoints/step-*/{MANIFEST}")
+            for manifest in folder.glob(pattern)
+            if manifest.parent.suffix not in (".tmp", ".old")
+        }
+    )
+    if not found:
+        raise CheckpointError(f"{path} is no model folder, run or checkpoint: no {MANIFEST} in it or below it.")
+    return found
+
+
+def _print_folder(folder: Path) -> None:
+    sizes = verify(folder)
+    config = read_json(folder / "config.json")
+    recipe: dict[str, Any] = config.get("recipe", {})
+    rows = {
+        "written by": f"rasterformer {config.get('rasterformer_version')}, format {config.get('format_version')}",
+        "system": recipe.get("system"),
+        "image": config.get("image_shape"),
+        "steps": config.get("steps"),
+        "classes": ", ".join(config.get("class_names", [])) or config.get("num_classes"),
+    }
+    for name in sizes:
+        if name.endswith(".safetensors"):
+            header = tensor_header(folder / name)
+            count = sum(math.prod(shape) for _, shape in header.values())
+            dtypes = ", ".join(sorted({dtype for dtype, _ in header.values()}))
+            rows[name] = f"{count:,} numbers in {len(header)} tensors, {dtypes}"
+    rows["files"] = f"{len(sizes)} verified, {sum(sizes.values()):,} bytes"
+    print(folder)
+    for label, value in rows.items():
+        if value is not None:
+            print(f"  {label:20} {value}")
+    for section in ("model", "data", "training"):
+        for field, value in recipe.get(section, {}).items():
+            print(f"  {section}.{field} = {json.dumps(value)}")
+
+
+def _print_picture(path: Path) -> None:
+    from rasterformer.data.png import read_png_metadata
+
+    metadata = read_png_metadata(path)
+    if metadata is None:
+        raise DataError(f"{path} has no metadata of rasterformer.")
+    print(json.dumps(metadata, indent=2, ensure_ascii=False))
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    row, comma, column = text.partition(",")
+    if not comma or not row.strip().isdecimal() or not column.strip().isdecimal():
+        raise ConfigError(f"--position {text!r} is not ROW,COL; example: 16,16.")
+    return int(row), int(column)

@@ -1,0 +1,74 @@
+"""The `rasterformer` command: which commands there are, and what becomes of errors. No torch until a command needs it.
+
+Exit codes: 0 done; 1 our fault (with its traceback); 2 the user's input (one message); 130 stopped by Ctrl-C.
+"""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from rasterformer import __version__
+from rasterformer.errors import RasterformerError
+
+# name: (function that is imported when the command runs, what --help says)
+COMMANDS = {
+    "train": ("rasterformer.cli.train:train", "Train a model by a recipe on your images."),
+    "evaluate": (
+        "rasterformer.cli.evaluate:evaluate",
+        "Measure a model on held-out images: bits/dim with an interval.",
+    ),
+    "sample": ("rasterformer.cli.sample:sample", "Draw new images."),
+    "complete": ("rasterformer.cli.complete:complete", "Complete images of which the first part is known."),
+    "scan": ("rasterformer.cli.scan:scan", "Read every image of a folder once and report what training would see."),
+    "recipes": ("rasterformer.cli.recipes:app", "List the shipped recipes, show one, or copy one to edit."),
+    "inspect": ("rasterformer.cli.inspect:inspect", "Say what a model, a run, a checkpoint or a picture is."),
+    "doctor": ("rasterformer.cli.doctor:doctor", "Check this machine and this installation."),
+    "demo": ("rasterformer.cli.demo:demo", "Train for two minutes on embedded images and write a page of results."),
+}
+
+app = App(
+    name="rasterformer",
+    help="Transformer-based image generation on your own images.\n\n"
+    "`rasterformer COMMAND --help` explains a command. `--debug` shows the traceback of an error.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+for position, (name, (function, summary)) in enumerate(COMMANDS.items()):
+    app.command(function, name=name, help=summary, sort_key=position)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code.
+
+    Args:
+        tokens: the words after `rasterformer`. None: those of this process.
+    """
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in words
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            result = app([word for word in words if word != "--debug"], exit_on_error=False, print_error=False)
+        except (RasterformerError, CycloptsError) as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+    return result if isinstance(result, int) else 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""`rasterformer train`: from a recipe and a folder of images to a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rasterformer.cli.overrides import parse_overrides
+from rasterformer.errors import ConfigError
+from rasterformer.recipe_file import load_recipe
+
+
+def train(
+    recipe: str,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    data: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    init: Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Train a model by a recipe on your images.
+
+    Any field of the recipe can be overridden: `--model.depth 8 --training.steps=2000`. `rasterformer recipes` lists the
+    shipped recipes and `rasterformer recipes copy NAME` gives you one to edit.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        data: folder of images, .npz file or embedded set; overrides data.path.
+        out: run folder to make. Default: runs/RECIPE.
+        resume: go on with the run in `out`.
+        init: start from the weights of a trained model (fine-tuning): a run, model folder or checkpoint.
+        dry_run: check everything, say what would be done, and stop.
+    """
+    from rasterformer.training.run import train_recipe
+
+    changes = parse_overrides(overrides) + ([("data.path", data)] if data is not None else [])
+    filled = load_recipe(recipe, changes)
+    if resume and init is not None:
+        raise ConfigError("--resume goes on with a run's own weights; --init starts from others. Give one of them.")
+    folder = Path("runs") / Path(recipe).stem if out is None else out
+    ended = train_recipe(filled, folder, resume=resume, init=init, dry_run=dry_run)
+    return 0 if ended else 130

@@ -1,0 +1,124 @@
+"""One untrusted image file -> one upright RGB image, or a `DataError` that says why not.
+
+Every odd image has one documented result: the table is in `decode_image`. Reduction to the training size is in `fit.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from rasterformer.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MAX_FILE_BYTES = 64_000_000
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 32_768
+MAX_ASPECT = 64
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as it will be used, and what it was.
+
+    Args:
+        image: mode RGB, upright.
+        format: Pillow's name of the file format, or "array".
+        mode: Pillow's name of the stored pixel layout.
+        repairs: what had to be changed beyond unpacking, one phrase each.
+    """
+
+    image: Image.Image
+    format: str
+    mode: str
+    repairs: tuple[str, ...] = ()
+
+
+def decode_file(path: Path) -> Decoded:
+    """Reads and decodes one image file.
+
+    Raises:
+        DataError: not a regular file, empty, larger than 64 MB, or anything that `decode_image` refuses.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        if status.st_size == 0:
+            raise DataError("empty file (0 bytes)")
+        if status.st_size > MAX_FILE_BYTES:
+            raise DataError(f"file of {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
+    return decode_image(content)
+
+
+def decode_image(content: bytes) -> Decoded:
+    """Decodes the bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF.
+
+    EXIF orientation is applied; 16-bit grey is divided by 257 and rounded (16-bit colour keeps its high byte); alpha and
+    transparent palette entries are composited on white; CMYK is converted without its profile; grey becomes RGB; of an
+    animation the first frame is taken; floating-point and 32-bit integer samples are refused, having no stated white.
+
+    Raises:
+        DataError: another format, damaged, a side above 32768, more than 64 Mpx (checked before decoding), an aspect
+            ratio above 64:1, or samples without a stated white.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            _check_size(*opened.size)
+            stored_format, stored_mode = opened.format or "?", opened.mode
+            repairs = []
+            if getattr(opened, "is_animated", False):
+                opened.seek(0)
+                repairs.append("first frame of several")
+            if opened.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
+                repairs.append("turned upright by its EXIF orientation")
+            if opened.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in opened.tile):
+                repairs.append("high byte of 16-bit samples")
+            upright = _rgb(ImageOps.exif_transpose(opened), repairs)
+            return Decoded(upright, stored_format, stored_mode, tuple(repairs))
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise DataError(f"not a readable {'/'.join(FORMATS)} image ({type(error).__name__}: {error})") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise DataError(f"{width}x{height} pixels, a side may have at most {MAX_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width}x{height} pixels are more than {MAX_PIXELS}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f"{width}x{height} pixels are longer than {MAX_ASPECT}:1")
+
+
+def _rgb(image: Image.Image, repairs: list[str]) -> Image.Image:
+    if image.mode in ("F", "I"):
+        raise DataError(f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples have no stated white")
+    if image.mode.startswith("I;16"):
+        repairs.append("16-bit grey divided by 257")
+        samples = np.asarray(image).astype(np.uint32)
+        grey = (samples + 128) // 257
+        if "transparency" in image.info:
+            repairs.append("transparency composited on white")
+            grey[samples == image.info["transparency"]] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "CMYK":
+        repairs.append("CMYK converted without its profile")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    alpha = layered.getchannel("A").getextrema()
+    if alpha != (255, 255):
+        repairs.append("transparency composited on white")
+    white = Image.new("RGBA", layered.size, "white")
+    white.alpha_composite(layered)
+    return white.convert("RGB")

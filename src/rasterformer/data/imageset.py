@@ -1,0 +1,114 @@
+"""ImageSet: images of one square size and what is known about them. Made by `open_images`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from rasterformer.errors import DataError, ShapeError
+from rasterformer.interfaces import Batch, Cond
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet:
+    """One split of a set of images, prepared for a model.
+
+    Args:
+        name: what was opened, for people.
+        split: `train`, `test` or `all`.
+        split_origin: how the split came about, one sentence.
+        preprocessing: what was done to the images, one sentence.
+        image_size: S, pixels.
+        class_names: () where the data has no classes.
+        labels: int64 [N], index into `class_names`. None: no classes.
+        captions: one an image, "" where it has none. None: the data has no captions.
+        fingerprint: sha256, hex, over names and sizes of the files, or over the pixels of arrays; changes with the data.
+        lossless: whether the stored images are. None: mixed or not known.
+        skipped: (name, reason) of every image or annotation that could not be used.
+        pixels: uint8 [N, 3, S, S], or a function that decodes image k to uint8 [3, S, S].
+    """
+
+    name: str
+    split: str
+    split_origin: str
+    preprocessing: str
+    image_size: int
+    class_names: tuple[str, ...]
+    labels: Tensor | None
+    captions: tuple[str, ...] | None
+    fingerprint: str
+    lossless: bool | None
+    skipped: tuple[tuple[str, str], ...]
+    num_images: int
+    pixels: Tensor | Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __repr__(self) -> str:
+        return f"ImageSet({self.name!r}, split={self.split!r}, {len(self)} images, {self.image_size}x{self.image_size})"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are held decoded; otherwise each is decoded when it is asked for."""
+        return isinstance(self.pixels, Tensor)
+
+    def images(self, index: Tensor | slice) -> Tensor:
+        """Returns some of the images.
+
+        Args:
+            index: int64 [n], each 0..N-1, or a slice.
+
+        Returns:
+            uint8 [n, 3, S, S].
+
+        Raises:
+            ShapeError: index is not int64 [n].
+            DataError: an image that was readable at first is so no longer.
+        """
+        if isinstance(index, Tensor):
+            _check_index(index)
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[index]
+        numbers = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        if not len(numbers):
+            return torch.empty((0, 3, self.image_size, self.image_size), dtype=torch.uint8)
+        return torch.stack([self.pixels(k) for k in numbers])
+
+    def batch(self, index: Tensor, *, use_labels: bool) -> Batch:
+        """Returns some of the images with their condition.
+
+        Args:
+            index: int64 [n].
+            use_labels: put the classes into the condition.
+
+        Raises:
+            ShapeError: index is not int64 [n].
+            DataError: labels are asked for, but the data has no classes.
+        """
+        if use_labels:
+            self.require_labels()
+        images = self.images(index)
+        return Batch(images, Cond(label=self.labels[index] if use_labels and self.labels is not None else None))
+
+    def require_labels(self) -> None:
+        """Does nothing where the images have classes.
+
+        Raises:
+            DataError: they have none.
+        """
+        if self.labels is None:
+            raise DataError(
+                f"data.use_labels = true, but {self.name!r} has no classes. Sort the images into one folder per class, or "
+                "add a `label` to metadata.jsonl, or set data.use_labels to false."
+            )
+
+
+def _check_index(index: Tensor) -> None:
+    if index.ndim != 1 or index.dtype != torch.int64:
+        raise ShapeError(f"index is {index.dtype} {list(index.shape)}. It must be int64 [n], numbers of images.")

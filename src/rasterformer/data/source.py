@@ -1,0 +1,66 @@
+"""What the readers of folders, arrays and contact sheets have in common: a list of items that can be loaded.
+
+A reader finds the items and what is known about them; it decodes nothing. `opening.py` chooses and prepares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from rasterformer.data.decode import Decoded
+
+TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image that has not been decoded yet.
+
+    Args:
+        name: relative to what was opened; decides the holdout where the set has no split of its own.
+        load: decodes it; raises DataError where it is broken.
+        identity: name and size of a file, or a digest of the pixels; goes into the fingerprint.
+        label: index into `Source.class_names`. None: no classes.
+        caption: None: none.
+        split: the set's own. None: the set has none, or the image is in neither part.
+        lossless: False where the file is JPEG. None: not known before decoding.
+    """
+
+    name: str
+    load: Callable[[], Decoded]
+    identity: str
+    label: int | None = None
+    caption: str | None = None
+    split: Literal["train", "test"] | None = None
+    lossless: bool | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a path holds.
+
+    Args:
+        name: for people.
+        items: in the order that decides image numbers.
+        class_names: () where there are no classes.
+        split_origin: where the set's own split comes from, one phrase. None: it has no split of its own.
+        skipped: (name, reason) of what was passed over before decoding.
+        other_files: names of files that are no images and carry nothing about images.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    class_names: tuple[str, ...] = ()
+    split_origin: str | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    other_files: tuple[str, ...] = ()
+
+
+def name_classes(labels: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Returns the class names in order, and the index of each. Whole numbers are ordered as numbers."""
+    distinct = sorted(set(labels))
+    if all(label.isascii() and label.isdigit() for label in distinct):
+        distinct.sort(key=int)
+    return tuple(distinct), {label: index for index, label in enumerate(distinct)}

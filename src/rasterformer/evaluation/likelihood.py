@@ -1,0 +1,319 @@
+"""From a model's nats to a figure that can be quoted: bits per dimension with interval, data, split and what it means.
+
+Scoring is the model's part (`autoregressive/score.py`); image files to compare with are in `image_codecs.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from rasterformer.data.imageset import ImageSet
+from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
+from rasterformer.evaluation.image_codecs import file_bits_per_dim
+from rasterformer.evaluation.overlap import num_identical
+from rasterformer.interfaces import Cond, OnStep
+
+NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+MEANINGS = {"exact": "exact likelihood", "upper": "upper bound on the negative log-likelihood"}
+
+
+class Scorer(Protocol):
+    """What `evaluate_likelihood` needs of a system."""
+
+    def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+        """uint8 [B, C, H, W] -> nats, float [B, C, H, W], of every sub-pixel given those generated before it."""
+
+
+@dataclass(frozen=True)
+class LikelihoodReport:
+    """A likelihood together with everything that must be known to compare it.
+
+    Args:
+        bits_per_dim: total bits of all images / total dimensions.
+        interval: 95 % interval of `bits_per_dim` over images of this kind: mean -+ 1.96 standard errors (normal
+            approximation on the mean). None: there is one image only.
+        nats_per_image: mean.
+        num_images: how many were scored, the first ones of the split.
+        split_images: how many the split has.
+        num_dims: dimensions (sub-pixels) of an image.
+        bound: whether the figure is exact or an upper bound.
+        per_channel: bits/dim of R, G and B, each given what was generated before. None: the model gives no parts.
+        dataset, split, split_origin, preprocessing, data_fingerprint: of the images.
+        lossless_data: whether the stored images are lossless. None: mixed or not known.
+        baselines: bits/dim of lossless image files of the same images.
+        overlap_with_training: scored images that are also training images, pixel for pixel. None: not looked for.
+        images_per_second: of scoring alone.
+        dtype: that the model computed in.
+        model: its name or folder.
+    """
+
+    bits_per_dim: float
+    interval: tuple[float, float] | None
+    nats_per_image: float
+    num_images: int
+    split_images: int
+    num_dims: int
+    bound: Literal["exact", "upper"]
+    per_channel: tuple[float, ...] | None
+    dataset: str
+    split: str
+    split_origin: str
+    preprocessing: str
+    data_fingerprint: str
+    lossless_data: bool | None
+    baselines: dict[str, float]
+    overlap_with_training: int | None
+    images_per_second: float
+    dtype: str
+    model: str
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the figure must not be quoted as it stands, one sentence each."""
+        found = []
+        if self.lossless_data is False:
+            found.append("The images were stored with loss (JPEG): the figure is not comparable with published ones.")
+        if self.lossless_data is None:
+            found.append("Some images may have been stored with loss: the figure is not comparable with published ones.")
+        if self.overlap_with_training:
+            found.append(f"{self.overlap_with_training:,} of the scored images are training images too.")
+        if self.dtype not in ("float32", "float64"):
+            found.append(f"Scored in {self.dtype}: a figure to publish needs float32.")
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values: the fields, what the interval is, and the warnings."""
+        return {
+            **asdict(self),
+            "interval_level": 0.95,
+            "interval_method": "normal approximation on the mean over images",
+            "warnings": list(self.warnings),
+        }
+
+    def table(self) -> Table:
+        """Returns the report for a terminal."""
+        table = Table(title=f"{self.model} on {self.dataset}, {self.split}", show_header=False, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self._rows():
+            table.add_row(name, value)
+        for warning in self.warnings:
+            table.add_row("warning", warning, style="yellow")
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield "bits/dim", f"{self.bits_per_dim:.4f}  ({MEANINGS[self.bound]})"
+        if self.interval is None:
+            yield "95 % interval", "none: one image only"
+        else:
+            low, high = self.interval
+            yield "95 % interval", f"{low:.4f} .. {high:.4f}  (over images, normal approximation on the mean)"
+        if self.per_channel is not None:
+            names = ("R", "G", "B") if len(self.per_channel) == 3 else map(str, range(len(self.per_channel)))
+            figures = zip(names, self.per_channel, strict=True)
+            yield "per channel", "  ".join(f"{name} {figure:.4f}" for name, figure in figures)
+        yield "nats/image", f"{self.nats_per_image:,.2f}"
+        yield "dimensions", f"{self.num_dims:,} an image"
+        for name, figure in self.baselines.items():
+            yield name, f"{figure:.4f} bits/dim"
+        part = "" if self.num_images == self.split_images else f", the first of {self.split_images:,}"
+        yield "images", f"{self.num_images:,}{part}"
+        yield "split", f"{self.split}: {self.split_origin}"
+        yield "preprocessing", self.preprocessing
+        yield "data", f"{self.dataset}, fingerprint {self.data_fingerprint[:12]}"
+        if self.overlap_with_training is not None:
+            yield "seen in training", f"{self.overlap_with_training:,} images, pixel for pixel"
+        yield "speed", f"{self.images_per_second:,.1f} images/s in {self.dtype}"
+
+
+def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+    """Returns float64 [N], bits per dimension of each image.
+
+    Args:
+        nats: float [N], negative log-likelihood of each image.
+        num_dims: dimensions (sub-pixels) of an image.
+
+    Raises:
+        ShapeError: nats are not float [N].
+        ConfigError: num_dims is below 1.
+    """
+    if nats.ndim != 1 or not nats.is_floating_point():
+        raise ShapeError(f"nats have dtype {nats.dtype} and shape {list(nats.shape)}; float [N] is needed.")
+    if num_dims < 1:
+        raise ConfigError(f"num_dims = {num_dims} must be at least 1.")
+    return nats.double() / (num_dims * math.log(2))
+
+
+def mean_interval(values: Tensor) -> tuple[float, float] | None:
+    """Returns mean -+ 1.96 standard errors of float64 [N]: a 95 % interval by the normal approximation.
+
+    None where N is 1, which says nothing about the spread.
+    """
+    if len(values) == 1:
+        return None
+    mean = values.mean().item()
+    half = NORMAL_975 * (values.std(correction=1) / math.sqrt(len(values))).item()
+    return mean - half, mean + half
+
+
+def likelihood_report(
+    nats: Tensor,
+    image_set: ImageSet,
+    *,
+    num_dims: int,
+    model: str,
+    dtype: str,
+    seconds: float,
+    bound: Literal["exact", "upper"] = "exact",
+    channel_nats: Tensor | None = None,
+    baselines: Mapping[str, float] | None = None,
+    overlap_with_training: int | None = None,
+) -> LikelihoodReport:
+    """Returns the report on the first N images of a set.
+
+    Args:
+        nats: float [N], negative log-likelihood of each image, or an upper bound on it.
+        image_set: whose first N images these are.
+        num_dims: dimensions (sub-pixels) of an image.
+        model: its name or folder.
+        dtype: that the model computed in.
+        seconds: that scoring took.
+        bound: what `nats` is.
+        channel_nats: float [N, C], the parts of `nats` that belong to each channel, all of num_dims / C dimensions.
+            None: not known.
+        baselines: bits/dim of the same images by other means. None: none.
+        overlap_with_training: how many of the images are training images too. None: not looked for.
+
+    Raises:
+        ShapeError: nats are not float [N], or channel_nats not [N, C].
+        ConfigError: num_dims is below 1.
+        DataError: there are no images.
+        CheckpointError: the nats of an image are not finite.
+    """
+    figures = bits_per_dim(nats, num_dims)
+    if len(nats) == 0:
+        raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
+    if not bool(torch.isfinite(figures).all()):
+        worst = int((~torch.isfinite(figures)).nonzero()[0])
+        raise CheckpointError(
+            f"{model} gives image {worst} of {image_set.name}, {image_set.split}, {nats[worst].item()} nats. "
+            "Its training has diverged or its weights are damaged: use an earlier checkpoint."
+        )
+    per_channel = None
+    if channel_nats is not None:
+        shape = list(channel_nats.shape)
+        if len(shape) != 2 or shape[0] != len(nats) or num_dims % shape[1]:
+            raise ShapeError(f"channel_nats have shape {shape}; [{len(nats)}, C] with C dividing {num_dims} is needed.")
+        dims = num_dims // channel_nats.shape[1]
+        per_channel = tuple(bits_per_dim(part, dims).mean().item() for part in channel_nats.unbind(1))
+    return LikelihoodReport(
+        bits_per_dim=figures.mean().item(),
+        interval=mean_interval(figures),
+        nats_per_image=nats.double().mean().item(),
+        num_images=len(nats),
+        split_images=len(image_set),
+        num_dims=num_dims,
+        bound=bound,
+        per_channel=per_channel,
+        dataset=image_set.name,
+        split=image_set.split,
+        split_origin=image_set.split_origin,
+        preprocessing=image_set.preprocessing,
+        data_fingerprint=image_set.fingerprint,
+        lossless_data=image_set.lossless,
+        baselines=dict(baselines or {}),
+        overlap_with_training=overlap_with_training,
+        images_per_second=len(nats) / max(seconds, 1e-9),
+        dtype=dtype,
+        model=model,
+    )
+
+
+@torch.inference_mode()
+def evaluate_likelihood(
+    system: Scorer,
+    image_set: ImageSet,
+    *,
+    model: str,
+    dtype: str,
+    use_labels: bool = False,
+    bound: Literal["exact", "upper"] = "exact",
+    training_set: ImageSet | None = None,
+    with_baselines: bool = True,
+    limit: int | None = None,
+    batch_size: int = 16,
+    on_progress: OnStep | None = None,
+) -> LikelihoodReport:
+    """Scores a set batch by batch and reports its bits/dim; no more than one batch of the model's output is kept.
+
+    Args:
+        system: anything with `symbol_nats`.
+        image_set: the held-out images.
+        model: name or folder of the system, for the report.
+        dtype: that the system computes in, for the report.
+        use_labels: condition on the classes of the images.
+        bound: what the system's nats are.
+        training_set: its images are compared with the scored ones. None: the overlap is not looked for.
+        with_baselines: also measure PNG and WebP of the same images.
+        limit: score the first so many images. None: all.
+        batch_size: images scored together.
+        on_progress: called with (images scored, images in all) after each batch.
+
+    Raises:
+        ConfigError: limit or batch_size is below 1.
+        DataError: there are no images.
+        ShapeError: the system's nats do not have the shape of the images.
+        CheckpointError: the nats of an image are not finite.
+    """
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value} must be at least 1.")
+    num_images = len(image_set) if limit is None else min(limit, len(image_set))
+    if num_images == 0:
+        raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
+    parts: list[Tensor] = []  # float64 [B, C] each
+    seconds = 0.0
+    for first in range(0, num_images, batch_size):
+        index = torch.arange(first, min(first + batch_size, num_images))
+        batch = image_set.batch(index, use_labels=use_labels)
+        start = time.perf_counter()
+        nats = system.symbol_nats(batch.images, batch.cond)
+        if nats.shape != batch.images.shape:
+            raise ShapeError(
+                f"symbol_nats gave shape {list(nats.shape)} for images of {list(batch.images.shape)}; "
+                "one value for each sub-pixel is needed."
+            )
+        parts.append(nats.double().sum(dim=(2, 3)).cpu())
+        seconds += time.perf_counter() - start
+        if on_progress is not None:
+            on_progress(first + len(index), num_images)
+    channel_nats = torch.cat(parts)  # [N, C]
+    overlap = None
+    if training_set is not None:
+        overlap = num_identical(_batches(image_set, num_images), _batches(training_set, len(training_set)))
+    return likelihood_report(
+        channel_nats.sum(dim=1),
+        image_set,
+        num_dims=3 * image_set.image_size**2,
+        model=model,
+        dtype=dtype,
+        seconds=seconds,
+        bound=bound,
+        channel_nats=channel_nats,
+        baselines=file_bits_per_dim(_batches(image_set, num_images)) if with_baselines else None,
+        overlap_with_training=overlap,
+    )
+
+
+def _batches(image_set: ImageSet, num_images: int) -> Iterator[Tensor]:
+    """Images uint8 [B, 3, S, S] for passes without a model, a few hundred at a time."""
+    for start in range(0, num_images, 256):
+        yield image_set.images(slice(start, min(start + 256, num_images)))

@@ -1,0 +1,1 @@
+"""Parts of networks: tensors in, tensors out. No part knows which system calls it."""

@@ -1,0 +1,146 @@
+"""The `model:` section of an Image Transformer recipe. No torch here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the network is. The defaults are the paper's small categorical model.
+
+    A cell is one channel of a pixel (`categorical`: L = 3 H W) or a whole pixel (`dmol`: L = H W). Lengths of 1D
+    attention are in cells. Sizes of 2D attention are in pixels, or in cells with `block_unit: cell`.
+
+    Args:
+        distribution: `categorical`: softmax over 256 values; `dmol`: mixture of discretized logistics (section 3.1).
+        num_mixtures: components of `dmol`.
+        input: what a cell's input is made of. `table`: embeddings of the previous cell's values, one table of 256 per
+            channel; `linear`: a linear map of the previous pixel's values, the paper's 1x3 convolution (`dmol` only);
+            `linear_relu`: the same followed by a ReLU, as in the paper's code; `neighbourhood`: a causal convolution
+            over the values around the cell.
+        neighbourhood: rows and columns of that convolution, cells; the columns odd.
+        positions: `sinusoidal` or `learned` (half of the width for the row, half for column and channel), `learned_summed`
+            (two full-width tables, added, as in the paper's code), or `none`.
+        rotary: turn queries and keys by their row and column.
+        learned_start: the first position's input is a learned vector instead of zeros.
+        attention: `full`, `local_1d` or `local_2d`.
+        block_length, memory_length: l_q and l_m of `local_1d`; the memory is counted without the query block.
+        query_block: rows and columns of a block of `local_2d`.
+        flange: rows above and columns to either side that a block of `local_2d` sees.
+        block_unit: unit of the columns of query_block and flange.
+        attention_layers: which layers attend, counted from 0. None: all.
+        width: d.
+        depth: number of layers.
+        num_heads: query heads.
+        num_kv_heads: key and value heads. None: as many as num_heads.
+        attention_width: width of all query heads together. None: width.
+        qk_norm: normalise queries and keys.
+        mlp_width: inner width of the feed-forward.
+        activation: of the feed-forward.
+        mlp_kernel: rows and columns that the feed-forward's first map sees; 1x1 is the paper's.
+        norm: `layer` (paper) or `rms`.
+        norm_position: `post` (paper, equations 1 and 2) or `pre`.
+        dropout_prob: on the input and on every sublayer's output.
+        output: `plain`: one linear map; `residual`: relative to a prediction from the west, north and north-west
+            neighbours, starting as a spread of scales around it.
+        init: `paper`: uniform variance scaling, gain 0.2; `zero_residual`: every residual branch starts at zero.
+        loss_chunk: positions whose output is held at a time during training. None: all.
+    """
+
+    distribution: Literal["categorical", "dmol"] = "categorical"
+    num_mixtures: int = 10
+    input: Literal["table", "linear", "linear_relu", "neighbourhood"] = "table"
+    neighbourhood: tuple[int, int] = (4, 7)
+    positions: Literal["sinusoidal", "learned", "learned_summed", "none"] = "sinusoidal"
+    rotary: bool = False
+    learned_start: bool = False
+    attention: Literal["full", "local_1d", "local_2d"] = "local_1d"
+    block_length: int = 256
+    memory_length: int = 256
+    query_block: tuple[int, int] = (8, 8)
+    flange: tuple[int, int] = (8, 8)
+    block_unit: Literal["pixel", "cell"] = "pixel"
+    attention_layers: tuple[int, ...] | None = None
+    width: int = 512
+    depth: int = 8
+    num_heads: int = 8
+    num_kv_heads: int | None = None
+    attention_width: int | None = None
+    qk_norm: bool = False
+    mlp_width: int = 1024
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    mlp_kernel: tuple[int, int] = (1, 1)
+    norm: Literal["layer", "rms"] = "layer"
+    norm_position: Literal["post", "pre"] = "post"
+    dropout_prob: float = 0.1
+    output: Literal["plain", "residual"] = "plain"
+    init: Literal["paper", "zero_residual"] = "paper"
+    loss_chunk: int | None = None
+
+    @property
+    def heads_width(self) -> int:
+        """Width of all query heads together."""
+        return self.width if self.attention_width is None else self.attention_width
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    def problems(self) -> list[str]:
+        """Returns what is wrong, one sentence each, every field named."""
+        found = []
+        for name in ("num_mixtures", "width", "depth", "num_heads", "mlp_width", "block_length"):
+            if getattr(self, name) < 1:
+                found.append(f"model.{name} = {getattr(self, name)} must be at least 1.")
+        if found:
+            return found
+        if self.heads_width % self.num_heads:
+            name = "width" if self.attention_width is None else "attention_width"
+            found.append(
+                f"model.num_heads = {self.num_heads} does not divide model.{name} = {self.heads_width}. "
+                f"Use a divisor such as {_nearest_divisor(self.heads_width, self.num_heads)}, or change model.{name}."
+            )
+        elif self.rotary and self.heads_width // self.num_heads % 4:
+            head_dim = self.heads_width // self.num_heads
+            found.append(f"model.rotary = true needs heads of a multiple of 4 dimensions, but each has {head_dim}.")
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+            found.append(f"model.num_kv_heads = {self.kv_heads} does not divide model.num_heads = {self.num_heads}.")
+        if self.memory_length < 0:
+            found.append(f"model.memory_length = {self.memory_length} must not be negative.")
+        if min(self.query_block) < 1 or min(self.flange) < 0:
+            found.append(
+                f"model.query_block = {self.query_block} must be positive and model.flange = {self.flange} not negative."
+            )
+        for name in ("neighbourhood", "mlp_kernel"):
+            rows, cols = getattr(self, name)
+            if rows < 1 or cols < 1 or cols % 2 == 0:
+                found.append(f"model.{name} = {(rows, cols)} must be positive, with an odd number of columns.")
+        if self.attention_layers is not None:
+            wrong = [layer for layer in self.attention_layers if not 0 <= layer < self.depth]
+            if wrong:
+                found.append(f"model.attention_layers has {wrong}, but layers are counted 0..{self.depth - 1}.")
+        if not 0.0 <= self.dropout_prob < 1.0:
+            found.append(f"model.dropout_prob = {self.dropout_prob} must lie in 0..1, 1 excluded.")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            found.append(f"model.loss_chunk = {self.loss_chunk} must be at least 1, or null.")
+        if self.distribution == "categorical" and self.input in ("linear", "linear_relu"):
+            found.append(
+                f"model.input = {self.input!r} maps whole pixels and needs model.distribution = 'dmol'. "
+                "Use 'table' or 'neighbourhood' with 'categorical'."
+            )
+        if self.attention == "local_2d":
+            if self.input == "neighbourhood":
+                found.append("model.input = 'neighbourhood' needs raster order; model.attention = 'local_2d' has block order.")
+            if self.mlp_kernel != (1, 1):
+                found.append(
+                    f"model.mlp_kernel = {self.mlp_kernel} needs raster order; model.attention = 'local_2d' has block order. "
+                    "Use (1, 1)."
+                )
+            if self.output == "residual":
+                found.append("model.output = 'residual' needs raster order; model.attention = 'local_2d' has block order.")
+        return found
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

@@ -1,0 +1,272 @@
+"""The Image Transformer (Parmar et al. 2018, arXiv 1802.05751): exact likelihood of pixels by local self-attention.
+
+One decoder serves the paper's form and the modern one; `config.py` says which is which and README.md where each element
+of the paper is found. Read `forward` first: embed, layers, head. `begin` and `step` do the same, position by position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rasterformer.autoregressive.sample import draw
+from rasterformer.codecs.pixels import PixelCodec, block_raster_order
+from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
+from rasterformer.errors import ConfigError
+from rasterformer.interfaces import Autoregressive, Cond, Distribution, Loss, OnStep, SampleOptions
+from rasterformer.nn.attention import Attention
+from rasterformer.nn.blocks import DecoderLayer, FeedForward, LayerCache, make_norm
+from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
+from rasterformer.nn.positions import LearnedPositions, rotary_angles, sinusoidal_positions
+from rasterformer.systems.image_transformer.config import Config
+from rasterformer.systems.image_transformer.input import NeighbourhoodInput, PixelInput, TableInput
+from rasterformer.systems.image_transformer.output import Head, PlainHead, ResidualCategoricalHead, ResidualMixtureHead
+
+
+@dataclass
+class DecodingState:
+    """What `step` carries on: the symbols so far, the condition's vector, and one cache per layer."""
+
+    x: Tensor  # int64 [B, L, E]; the first `done` positions are known
+    done: int
+    condition: Tensor | None  # [B, 1, D]
+    caches: list[LayerCache]
+
+
+class ImageTransformer(Autoregressive):
+    """Decoder-only transformer over the cells of an image, in generation order.
+
+    Args:
+        config: what the network is.
+        codec: gives grid and generation order.
+        num_classes: classes to condition on; 0 for none.
+    """
+
+    def __init__(self, config: Config, codec: PixelCodec, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.x_shape = codec.x_shape
+        self.num_classes = num_classes
+        self.distribution: Distribution = (
+            Categorical(256) if config.distribution == "categorical" else DiscretizedLogisticMixture(config.num_mixtures)
+        )
+        self.pattern = attention_pattern(config, codec)
+        width, grid = config.width, codec.grid
+        rows, cols = codec.order // grid[1], codec.order % grid[1]
+
+        if config.input == "table":
+            channels = torch.arange(3).expand(len(cols), 3) if codec.x_shape[1] == 3 else (cols % 3)[:, None]
+            self.input: nn.Module = TableInput(channels, width, learned_start=config.learned_start)
+        elif config.input == "neighbourhood":
+            self.input = NeighbourhoodInput(
+                codec.x_shape[1], width, grid, config.neighbourhood, learned_start=config.learned_start
+            )
+        else:
+            with_relu = config.input == "linear_relu"
+            self.input = PixelInput(width, with_relu=with_relu, learned_start=config.learned_start)
+
+        sinusoids = sinusoidal_positions(rows, cols, width) if config.positions == "sinusoidal" else None
+        self.register_buffer("sinusoids", sinusoids, persistent=False)
+        is_learned = config.positions in ("learned", "learned_summed")
+        summed = config.positions == "learned_summed"
+        self.positions = LearnedPositions(rows, cols, width, summed=summed) if is_learned else None
+        self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
+        self.dropout = nn.Dropout(config.dropout_prob)
+
+        head_dim = config.heads_width // config.num_heads
+        angles = rotary_angles(rows, cols, head_dim) if config.rotary else None
+        attending = range(config.depth) if config.attention_layers is None else config.attention_layers
+        self.layers = nn.ModuleList()
+        for index in range(config.depth):
+            attention = Attention(
+                width,
+                num_heads=config.num_heads,
+                num_kv_heads=config.kv_heads,
+                head_dim=head_dim,
+                pattern=self.pattern,
+                qk_norm=config.qk_norm,
+                angles=angles,
+            )
+            feed_forward = FeedForward(
+                width, config.mlp_width, activation=config.activation, grid=grid, kernel=config.mlp_kernel
+            )
+            self.layers.append(
+                DecoderLayer(
+                    width,
+                    attention=attention if index in attending else None,
+                    feed_forward=feed_forward,
+                    norm=config.norm,
+                    is_post_norm=config.norm_position == "post",
+                    dropout_prob=config.dropout_prob,
+                )
+            )
+        self.final_norm = make_norm(config.norm, width) if config.norm_position == "pre" else nn.Identity()
+        if config.output == "plain":
+            has_bias = config.distribution == "categorical"  # as in the paper's code
+            self.head: Head = PlainHead(width, self.distribution.params_per_position, has_bias=has_bias)
+        elif config.distribution == "categorical":
+            self.head = ResidualCategoricalHead(width, grid)
+        else:
+            self.head = ResidualMixtureHead(width, grid, config.num_mixtures)
+        self._initialise()
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        """x int64 [B, L, E] -> params [B, L, P]; params[:, i] depends only on x[:, :i] and cond."""
+        return self.head(self.features(x, cond), x, self._all_positions(x))
+
+    def features(self, x: Tensor, cond: Cond) -> Tensor:
+        """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
+        positions = self._all_positions(x)
+        h = self._embed(x, positions, self._condition(cond, len(x)))
+        for layer in self.layers:
+            h = layer(h)
+        return self.final_norm(h)
+
+    def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
+        """Mean negative log-likelihood per dimension, in nats; exact (paper, section 3: maximum likelihood).
+
+        With `loss_chunk`, the head's output is made for that many positions at a time and made again for the gradient,
+        so that logits never exist for a whole batch.
+        """
+        h = self.features(x, cond)
+        length = self.x_shape[0]
+        size = self.config.loss_chunk or length
+        positions = self._all_positions(x)
+        nats = x.new_zeros(len(x), dtype=torch.float32)
+        for first in range(0, length, size):
+            part = slice(first, first + size)
+            if size < length and torch.is_grad_enabled():
+                nats = nats + checkpoint(self._chunk_nats, h[:, part], x, positions[part], use_reentrant=False)
+            else:
+                nats = nats + self._chunk_nats(h[:, part], x, positions[part])
+        dims = self.x_shape[0] * self.x_shape[1]
+        return Loss(total=nats.mean() / dims, nats=nats.detach(), bound="exact")
+
+    def sample(
+        self,
+        cond: Cond,
+        batch_size: int,
+        *,
+        options: SampleOptions,
+        rng: Sequence[torch.Generator],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Draws x int64 [B, L, E], position by position from caches."""
+        return draw(self, cond, batch_size, options=options, rng=rng, on_step=on_step)
+
+    def begin(self, cond: Cond, batch_size: int) -> tuple[Tensor, DecodingState]:
+        """Returns params [B, 1, P] of position 0 and the state that `step` carries on."""
+        reference = self.head.linear.weight
+        x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=reference.device)
+        caches = [layer.new_cache(batch_size, self.pattern.block_size, reference) for layer in self.layers]
+        state = DecodingState(x, 0, self._condition(cond, batch_size), caches)
+        return self._advance(state, 0, 1), state
+
+    def step(self, x: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
+        """x int64 [B, n, E], the next positions -> params [B, n, P] of those after them, n - 1 at the end of the image."""
+        first, count = state.done, x.shape[1]
+        state.x[:, first : first + count] = x
+        state.done = first + count
+        last = min(state.done + 1, self.x_shape[0])
+        return self._advance(state, first + 1, last), state
+
+    def _advance(self, state: DecodingState, first: int, last: int) -> Tensor:
+        """Runs positions first..last-1 through all layers, one query block at a time, and returns their params."""
+        params = [self.head.linear.weight.new_zeros(len(state.x), 0, self.distribution.params_per_position)]
+        size = self.pattern.block_size
+        while first < last:
+            end = min(last, (first // size + 1) * size)
+            positions = torch.arange(first, end, device=state.x.device)
+            h = self._embed(state.x, positions, state.condition)
+            for layer, cache in zip(self.layers, state.caches, strict=True):
+                h = layer.step(h, cache, first)
+            params.append(self.head(self.final_norm(h), state.x, positions))
+            first = end
+        return torch.cat(params, 1)
+
+    def _embed(self, x: Tensor, positions: Tensor, condition: Tensor | None) -> Tensor:
+        """What came before `positions`, then where they are, then the class: x [B, L, E] -> [B, n, D]."""
+        h = self.input(x, positions)
+        if self.sinusoids is not None:
+            h = h + self.sinusoids[positions].to(h.dtype)
+        if self.positions is not None:
+            h = h + self.positions()[positions].to(h.dtype)
+        if condition is not None:
+            h = h + condition.to(h.dtype)
+        return self.dropout(h)
+
+    def _condition(self, cond: Cond, batch_size: int) -> Tensor | None:
+        """The class embedding times sqrt(d), the same for every position: [B, 1, D]."""
+        if self.class_embedding is None:
+            if cond.label is not None:
+                raise ConfigError("label was given, but this model was trained without classes. Leave the label out.")
+            return None
+        if cond.label is None:
+            raise ConfigError(f"label is missing: this model was trained with {self.num_classes} classes and needs one.")
+        if cond.label.shape != (batch_size,) or cond.label.min() < 0 or cond.label.max() >= self.num_classes:
+            raise ConfigError(
+                f"label = {cond.label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
+                f"{batch_size} images."
+            )
+        return self.class_embedding(cond.label)[:, None] * math.sqrt(self.config.width)
+
+    def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+        return -self.distribution.log_prob(self.head(h, x, positions), x[:, positions]).sum(1)
+
+    def _all_positions(self, x: Tensor) -> Tensor:
+        return torch.arange(self.x_shape[0], device=x.device)
+
+    def _initialise(self) -> None:
+        if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):
+            self.head.reset()
+        if self.config.init == "paper":  # uniform, variance 0.2 / mean of fan-in and fan-out, dense and embeddings
+            for name, weight in self.named_parameters():
+                if weight.ndim >= 2 and not name.startswith(("positions.", "head.") if self.config.output == "residual" else "positions."):
+                    bound = math.sqrt(3 * 0.2 / (sum(weight.shape) / 2))
+                    nn.init.uniform_(weight, -bound, bound)
+            return
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            for branch in [layer.feed_forward.down] + ([layer.attention.out] if layer.attention is not None else []):
+                nn.init.zeros_(branch.weight)
+                if branch.bias is not None:
+                    nn.init.zeros_(branch.bias)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=self.config.width**-1.0)
+
+
+def attention_pattern(config: Config, codec: PixelCodec) -> AttentionPattern:
+    """Who sees whom, from the recipe's words."""
+    length = codec.x_shape[0]
+    if config.attention == "full":
+        return full_pattern(length)
+    if config.attention == "local_1d":
+        return local_1d_pattern(length, config.block_length, config.memory_length)
+    block, flange = block_in_cells(config)
+    return local_2d_pattern(codec.order, codec.grid, block, flange)
+
+
+def block_in_cells(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Query block and flange of 2D attention in grid cells; a pixel is three cells wide when channels are separate."""
+    cells = 3 if config.distribution == "categorical" and config.block_unit == "pixel" else 1
+    return (config.query_block[0], config.query_block[1] * cells), (config.flange[0], config.flange[1] * cells)
+
+
+def build(config: Config, *, image_size: int, num_classes: int) -> tuple[PixelCodec, ImageTransformer]:
+    """Makes codec and network, with fresh weights from torch's current random state.
+
+    Raises:
+        ConfigError: the query blocks do not tile the image.
+    """
+    is_joint = config.distribution == "dmol"
+    order = None
+    if config.attention == "local_2d":
+        grid = (image_size, image_size if is_joint else 3 * image_size)
+        order = block_raster_order(grid, block_in_cells(config)[0])
+    codec = PixelCodec(image_size, is_joint=is_joint, order=order)
+    return codec, ImageTransformer(config, codec, num_classes)

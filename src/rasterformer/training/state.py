@@ -1,0 +1,102 @@
+"""What a training run keeps on the disk so that it can go on: weights, averages, optimiser states, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rasterformer.checkpoint import (
+    flatten_optimizer,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    unflatten_optimizer,
+)
+from rasterformer.data.imageset import ImageSet
+from rasterformer.errors import CheckpointError
+from rasterformer.system import System, check_weights
+from rasterformer.training.averages import ExponentialMovingAverage, mean_of_weights
+
+
+@dataclass
+class Progress:
+    """Optimiser steps and seconds of training behind the run; the data order follows from the step."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def save(
+    folder: Path,
+    system: System,
+    optimizers: list[torch.optim.Optimizer],
+    ema: ExponentialMovingAverage | None,
+    train_set: ImageSet,
+    progress: Progress,
+) -> None:
+    """Writes `checkpoints/step-N` and removes the oldest beyond `keep_checkpoints`."""
+    tensors = {"model": dict(system.model.state_dict())}
+    if ema is not None:
+        tensors["ema"] = dict(ema.model.state_dict())
+    layouts = []
+    for number, optimizer in enumerate(optimizers):
+        tensors[f"optimizer-{number}"], layout = flatten_optimizer(optimizer.state_dict())
+        layouts.append(layout)
+    state = {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "data_fingerprint": train_set.fingerprint,
+        "optimizers": layouts,
+    }
+    system.steps = progress.step
+    checkpoints = folder / "checkpoints"
+    save_checkpoint(checkpoints / f"step-{progress.step}", config=system.config(), tensors=tensors, state=state)
+    prune_checkpoints(checkpoints, system.recipe.training.keep_checkpoints)
+
+
+def restore(
+    folder: Path,
+    system: System,
+    optimizers: list[torch.optim.Optimizer],
+    ema: ExponentialMovingAverage | None,
+    train_set: ImageSet,
+) -> Progress:
+    """Loads the newest checkpoint that verifies into the given parts; a run without one starts at step 0.
+
+    Raises:
+        CheckpointError: all checkpoints are damaged, the weights do not fit, or the images have changed.
+    """
+    newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if newest is None:
+        return Progress()
+    checkpoint = load_checkpoint(newest)
+    state = checkpoint.state
+    if state["data_fingerprint"] != train_set.fingerprint:
+        raise CheckpointError(
+            f"{newest}: was trained on other images than {train_set.name!r} holds now (names, sizes or pixels differ). "
+            f"Bring the old images back, or start a new run from these weights: --init {folder}."
+        )
+    check_weights(system.model, checkpoint.tensors["model"], str(newest))
+    system.model.load_state_dict(checkpoint.tensors["model"])
+    if ema is not None:
+        ema.model.load_state_dict(checkpoint.tensors["ema"])
+    for number, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict(
+            unflatten_optimizer(checkpoint.tensors.get(f"optimizer-{number}", {}), state["optimizers"][number])
+        )
+    return Progress(step=state["step"], seconds=state["seconds"])
+
+
+def shipped_weights(folder: Path, system: System, ema: ExponentialMovingAverage | None) -> dict[str, Tensor]:
+    """The weights that become the run's model: the moving average, the mean of the last checkpoints, or the last ones."""
+    if ema is not None:
+        return dict(ema.model.state_dict())
+    count = system.recipe.training.average_checkpoints
+    if not count:
+        return dict(system.model.state_dict())
+    steps = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return mean_of_weights([load_checkpoint(path).tensors["model"] for path in steps[-count:]])

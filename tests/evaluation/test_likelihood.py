@@ -1,0 +1,247 @@
+"""Bits per dimension from known distributions, the interval's coverage, and what a report says."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from rasterformer.data.imageset import ImageSet
+from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
+from rasterformer.evaluation.likelihood import bits_per_dim, evaluate_likelihood, likelihood_report, mean_interval
+from rasterformer.interfaces import Cond
+
+
+def image_set(images: Tensor, labels: Tensor | None = None, *, lossless: bool | None = True) -> ImageSet:
+    return ImageSet(
+        name="toys",
+        split="test",
+        split_origin="every tenth image",
+        preprocessing="reduced to 4 pixels by box averaging",
+        image_size=images.shape[2],
+        class_names=() if labels is None else ("cat", "dog"),
+        labels=labels,
+        captions=None,
+        fingerprint="0123456789abcdef" * 4,
+        lossless=lossless,
+        skipped=(),
+        num_images=len(images),
+        pixels=images,
+    )
+
+
+def random_images(num_images: int, *, values: int = 256, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, values, (num_images, 3, 4, 4), dtype=torch.uint8, generator=rng)
+
+
+class Histogram:
+    """Every sub-pixel has the same distribution: `probs` [256]."""
+
+    def __init__(self, probs: Tensor) -> None:
+        self.probs = probs
+        self.batch_sizes: list[int] = []
+
+    def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+        self.batch_sizes.append(len(images))
+        return -self.probs.log()[images.long()]
+
+
+class KnowsLabels:
+    """Nats that depend on the class: label + 1 for each sub-pixel of R, twice and three times that for G and B."""
+
+    def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+        assert cond.label is not None, "no labels came"
+        channels = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+        return (cond.label[:, None, None, None] + 1) * channels * torch.ones(images.shape)
+
+
+UNIFORM = Histogram(torch.full((256,), 1 / 256, dtype=torch.float64))
+
+
+def printed(report) -> str:
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))
+    console.print(report.table())
+    return console.export_text()
+
+
+def evaluate(system, images: ImageSet, **options):
+    return evaluate_likelihood(system, images, model="toy", dtype="float32", **options)
+
+
+def test_uniform_model_has_exactly_eight_bits_per_dim():
+    report = evaluate(UNIFORM, image_set(random_images(5)))
+    assert report.bits_per_dim == pytest.approx(8, abs=1e-12)
+    assert report.interval == pytest.approx((8, 8), abs=1e-12)
+    assert report.per_channel == pytest.approx((8, 8, 8), abs=1e-12)
+    assert report.nats_per_image == pytest.approx(48 * math.log(256), abs=1e-9)
+    assert report.num_dims == 48
+
+
+def test_empirical_histogram_gives_the_entropy():
+    images = random_images(40, values=7)
+    counts = Counter(images.flatten().tolist())
+    shares = [counts[value] / images.numel() for value in range(256)]
+    entropy = -sum(share * math.log2(share) for share in shares if share > 0)
+    report = evaluate(Histogram(torch.tensor(shares, dtype=torch.float64)), image_set(images), batch_size=7)
+    assert report.bits_per_dim == pytest.approx(entropy, abs=1e-9)
+
+
+def test_bits_per_dim_divides_nats_by_dimensions_and_log_two():
+    nats = torch.tensor([math.log(2), 10.0], dtype=torch.float64)
+    assert bits_per_dim(nats, 5).tolist() == pytest.approx([0.2, 10 / 5 / math.log(2)], abs=1e-15)
+    assert bits_per_dim(nats.float(), 5).dtype == torch.float64
+
+
+def test_channels_are_reported_apart_and_labels_reach_the_model():
+    images = image_set(random_images(2), torch.tensor([0, 1]))
+    report = evaluate(KnowsLabels(), images, use_labels=True, batch_size=1)
+    assert report.per_channel == pytest.approx([1.5 * channel / math.log(2) for channel in (1, 2, 3)], abs=1e-12)
+    assert report.bits_per_dim == pytest.approx(sum(report.per_channel) / 3, abs=1e-12)
+
+
+def test_float32_nats_are_summed_in_float64():
+    """A float32 sum of 2^24 + 1 ones would stop at 2^24; here each image's total is exact."""
+    images = torch.zeros((1, 3, 4096, 1366), dtype=torch.uint8)[:, :, :1024, :1024]
+    odd = torch.ones(images.shape)
+    odd[0, 0, 0, 0] = 2**24
+
+    class Odd:
+        def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+            return odd
+
+    report = evaluate(Odd(), image_set(images), with_baselines=False)
+    assert report.nats_per_image == 2**24 + images.numel() - 1
+
+
+def test_interval_covers_the_true_mean_in_95_percent_of_experiments():
+    rng = torch.Generator().manual_seed(0)
+    experiments = 3.0 + 0.5 * torch.randn((4000, 60), dtype=torch.float64, generator=rng)
+    intervals = [mean_interval(values) for values in experiments]
+    covered = sum(low <= 3.0 <= high for low, high in intervals) / len(intervals)
+    # Student's t with 59 degrees of freedom puts 94.5 % within 1.96 standard errors; 4 standard errors of the count.
+    assert abs(covered - 0.9453) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_interval_is_the_formula():
+    assert mean_interval(torch.tensor([1.0, 2.0, 3.0, 6.0])) == pytest.approx(
+        (3 - 1.959963985 * math.sqrt(14 / 3 / 4), 3 + 1.959963985 * math.sqrt(14 / 3 / 4)), abs=1e-6
+    )
+
+
+def test_one_image_has_no_interval():
+    report = evaluate(UNIFORM, image_set(random_images(1)))
+    assert report.interval is None
+    assert "one image only" in printed(report)
+
+
+def test_only_the_first_images_are_scored_and_progress_is_told():
+    images, system, progress = random_images(10), Histogram(UNIFORM.probs), []
+    report = evaluate(system, image_set(images), limit=5, batch_size=2, on_progress=lambda *p: progress.append(p))
+    assert system.batch_sizes == [2, 2, 1]
+    assert progress == [(2, 5), (4, 5), (5, 5)]
+    assert (report.num_images, report.split_images) == (5, 10)
+    assert "5, the first of 10" in printed(report)
+
+
+def test_images_seen_in_training_are_counted_among_the_scored_ones():
+    images = random_images(6)
+    training = image_set(torch.cat([random_images(3, seed=1), images[1:2], images[5:]]))
+    assert evaluate(UNIFORM, image_set(images), training_set=training).overlap_with_training == 2
+    report = evaluate(UNIFORM, image_set(images), training_set=training, limit=4)
+    assert report.overlap_with_training == 1
+    assert "1 of the scored images are training images too." in printed(report)
+    assert evaluate(UNIFORM, image_set(images)).overlap_with_training is None
+
+
+@pytest.mark.parametrize(("bound", "words"), [("exact", "exact likelihood"), ("upper", "upper bound")])
+def test_table_and_json_say_what_the_figure_is(bound, words):
+    report = evaluate(UNIFORM, image_set(random_images(3)), bound=bound)
+    text = printed(report)
+    for part in (words, "8.0000", "48 an image", "every tenth image", "reduced to 4 pixels", "normal approximation", "PNG"):
+        assert part in text
+    written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert (written["bound"], written["num_dims"], written["num_images"]) == (bound, 48, 3)
+    assert (written["split"], written["preprocessing"]) == ("test", "reduced to 4 pixels by box averaging")
+    assert written["interval_level"] == 0.95
+    assert set(written["baselines"]) >= {"PNG", "WebP lossless", "PNG, one sheet"}
+    assert written["warnings"] == []
+
+
+@pytest.mark.parametrize("lossless", [False, None])
+def test_lossy_images_are_warned_of_in_table_and_json(lossless):
+    report = evaluate(UNIFORM, image_set(random_images(3), lossless=lossless))
+    assert "not comparable with published" in printed(report)
+    assert ["not comparable with published" in warning for warning in report.to_dict()["warnings"]] == [True]
+
+
+def test_reduced_precision_is_warned_of():
+    report = evaluate(UNIFORM, image_set(random_images(3)))
+    assert report.warnings == ()
+    assert replace(report, dtype="bfloat16").warnings == ("Scored in bfloat16: a figure to publish needs float32.",)
+
+
+def test_speed_is_images_over_seconds():
+    report = likelihood_report(
+        torch.ones(10), image_set(random_images(10)), num_dims=48, model="toy", dtype="float32", seconds=4.0
+    )
+    assert report.images_per_second == 2.5
+
+
+@pytest.mark.parametrize("nats", [torch.ones(2, 3), torch.ones(2, dtype=torch.int64)])
+def test_nats_of_another_shape_or_dtype_are_refused(nats):
+    with pytest.raises(ShapeError, match=rf"{nats.dtype} and shape \[2"):
+        bits_per_dim(nats, 48)
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(ConfigError, match="num_dims = 0"):
+        bits_per_dim(torch.ones(1), 0)
+    with pytest.raises(ConfigError, match="limit = 0"):
+        evaluate(UNIFORM, image_set(random_images(1)), limit=0)
+    with pytest.raises(ConfigError, match="batch_size = -1"):
+        evaluate(UNIFORM, image_set(random_images(1)), batch_size=-1)
+
+
+def test_empty_set_is_refused():
+    empty = image_set(random_images(1)[:0])
+    with pytest.raises(DataError, match="toys, test: there are no images"):
+        evaluate(UNIFORM, empty)
+    with pytest.raises(DataError, match="toys, test: there are no images"):
+        likelihood_report(torch.ones(0), empty, num_dims=48, model="toy", dtype="float32", seconds=1.0)
+
+
+def test_nats_that_are_not_finite_are_refused_by_image():
+    broken = Histogram(UNIFORM.probs.clone())
+    images = random_images(3, values=100)
+    images[1, 0, 0, 0] = 200
+    broken.probs[200] = 0.0
+    with pytest.raises(CheckpointError, match="toy gives image 1 of toys, test, inf nats"):
+        evaluate(broken, image_set(images))
+
+
+def test_system_with_another_output_shape_is_refused():
+    class Flat:
+        def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+            return torch.zeros(len(images), 48)
+
+    with pytest.raises(ShapeError, match=r"symbol_nats gave shape \[3, 48\]"):
+        evaluate(Flat(), image_set(random_images(3)))
+
+
+@pytest.mark.parametrize("channel_nats", [torch.ones(3), torch.ones(2, 3), torch.ones(3, 5)])
+def test_channel_nats_of_another_shape_are_refused(channel_nats):
+    with pytest.raises(ShapeError, match=rf"channel_nats have shape \[{channel_nats.shape[0]}"):
+        likelihood_report(
+            torch.ones(3),
+            image_set(random_images(3)),
+            num_dims=48,
+            model="toy",
+            dtype="float32",
+            seconds=1.0,
+            channel_nats=channel_nats,
+        )

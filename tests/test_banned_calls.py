@@ -1,0 +1,85 @@
+"""What no module may call or import: everything that runs code from files, reaches a network, or hides an error."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rasterformer
+
+ROOT = Path(rasterformer.__file__).parent
+BANNED_IMPORTS = {
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal",
+    "requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket", "ftplib", "torchvision",
+}  # fmt: skip
+# CIFAR-10 is distributed as pickles; data/cifar10.py reads them with an unpickler that admits arrays and nothing else.
+PICKLE_FILES = {"data/cifar10.py"}
+BANNED_CALLS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen",
+    "torch.load", "torch.save", "torch.jit.load", "torch.export.load", "torch.package.PackageImporter",
+    "torch.hub.load", "torch.hub.load_state_dict_from_url",
+    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load",
+    "torch.manual_seed", "torch.set_default_dtype", "torch.set_default_device",
+    "np.random.seed", "numpy.random.seed", "random.seed",
+}  # fmt: skip
+BANNED_ARGUMENTS = {("allow_pickle", True), ("weights_only", False), ("shell", True), ("trust_remote_code", True)}
+
+
+def violations(tree: ast.AST, file: str) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            head = name.partition(".")[0]
+            if head in BANNED_IMPORTS and not (head == "pickle" and file in PICKLE_FILES):
+                found.append(f"{file}:{node.lineno} imports {name}")
+        if isinstance(node, ast.Call):
+            if (called := ast.unparse(node.func)) in BANNED_CALLS:
+                found.append(f"{file}:{node.lineno} calls {called}")
+            for keyword in node.keywords:
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+                if (keyword.arg, value) in BANNED_ARGUMENTS:
+                    found.append(f"{file}:{node.lineno} passes {keyword.arg}={value}")
+            if ast.unparse(node.func) in ("pickle.load", "pickle.loads"):
+                found.append(f"{file}:{node.lineno} calls the unrestricted unpickler")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append(f"{file}:{node.lineno} has a bare except")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_module_calls_nothing_that_is_banned(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert violations(tree, path.relative_to(ROOT).as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import load",
+        "import joblib",
+        "import urllib.request",
+        "from socket import socket",
+        "import torchvision.transforms",
+        "np.load(path, allow_pickle=True)",
+        "safe(path, weights_only=False)",
+        "torch.load(path)",
+        "yaml.load(text, Loader=L)",
+        "eval('1')",
+        "exec('1')",
+        "subprocess.run('ls', shell=True)",
+        "try:\n    f()\nexcept:\n    pass",
+    ],
+)
+def test_each_banned_thing_is_found(source: str) -> None:
+    assert len(violations(ast.parse(source), "nn/x.py")) == 1
+
+
+def test_pickle_is_admitted_in_the_one_file_but_its_plain_loader_is_not() -> None:
+    assert violations(ast.parse("import pickle\nclass U(pickle.Unpickler): pass"), "data/cifar10.py") == []
+    assert len(violations(ast.parse("import pickle\npickle.loads(b'')"), "data/cifar10.py")) == 1

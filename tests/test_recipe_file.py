@@ -1,0 +1,267 @@
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import pytest
+
+from rasterformer import registry
+from rasterformer.errors import ConfigError
+from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
+from rasterformer.recipe_file import (
+    load_recipe,
+    recipe_from_dict,
+    recipe_hash,
+    recipe_header,
+    recipe_to_dict,
+    recipe_to_yaml,
+    shipped_recipes,
+)
+
+Write = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 8
+    num_heads: int = 2
+    rate: float = 0.5
+    rotary: bool = False
+    kind: Literal["local1d", "local2d"] = "local1d"
+    name: str = "plain"
+    depth: int | None = None
+    block: tuple[int, int] = (4, 4)
+
+    def problems(self) -> list[str]:
+        if self.width % self.num_heads:
+            return [f"model.num_heads = {self.num_heads} does not divide model.width = {self.width}."]
+        return []
+
+
+@pytest.fixture(autouse=True)
+def toy_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, config = ModuleType("toy_system"), ModuleType("toy_system.config")
+    config.Config = Config  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy_system", package)
+    monkeypatch.setitem(sys.modules, "toy_system.config", config)
+    monkeypatch.setitem(registry.SYSTEMS, "toy", "toy_system")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def test_what_is_left_out_keeps_its_default(write: Write) -> None:
+    recipe = load_recipe(write("# a comment\nsystem: toy\nmodel: {width: 16}\ntraining:\n  steps: 7\n"))
+    assert recipe == Recipe("toy", Config(width=16), DataConfig(), TrainingConfig(steps=7))
+
+
+def test_every_kind_of_field_is_filled(write: Write) -> None:
+    text = (
+        "system: toy\nmodel:\n  rate: 2\n  rotary: true\n  kind: local2d\n  name: '12'\n  depth: 3\n  block: [8, 32]\n"
+    )
+    expected = Config(rate=2.0, rotary=True, kind="local2d", name="12", depth=3, block=(8, 32))
+    assert load_recipe(write(text)).model == expected
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "+.001", "1.0e-3"])
+def test_scientific_numbers_are_numbers(write: Write, text: str) -> None:
+    assert load_recipe(write(f"system: toy\ntraining: {{learning_rate: {text}}}")).training.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("text", ["no", "on", "2024-01-01", "1:30", "0x10"])
+def test_what_older_yaml_would_convert_stays_text(write: Write, text: str) -> None:
+    assert load_recipe(write(f"system: toy\nmodel: {{name: {text}}}")).model.name == text
+
+
+def test_overrides_replace_fields_and_the_last_one_counts(write: Write) -> None:
+    path = write("system: toy\nmodel: {width: 16}\ntraining:\n")
+    pairs = [("model.width", "4"), ("training.minutes", "0.5"), ("model.width", "6"), ("training.clip_norm", "null"),
+             ("model.block", "[1, 2]"), ("data.path", "some/where")]  # fmt: skip
+    recipe = load_recipe(path, pairs)
+    assert recipe.model == Config(width=6, block=(1, 2))
+    assert recipe.training == TrainingConfig(minutes=0.5, clip_norm=None)
+    assert recipe.data == DataConfig(path="some/where")
+
+
+@pytest.mark.parametrize("name", ["depth", "modle.depth", "system.x", "model.", "extra.field"])
+def test_override_that_names_no_field_of_a_section_is_refused(write: Write, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"override '{name}' is not section.field"):
+        load_recipe(write("system: toy"), [(name, "1")])
+
+
+def test_override_with_an_unknown_field_gets_a_suggestion(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"model.widht = 8 is not known. Did you mean 'width'\?"):
+        load_recipe(write("system: toy"), [("model.widht", "8")])
+
+
+def test_override_whose_value_is_no_yaml_is_named(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"override model.block, line 1 cannot be read as YAML"):
+        load_recipe(write("system: toy"), [("model.block", "[1, 2")])
+
+
+def test_all_errors_are_reported_at_once(write: Write) -> None:
+    path = write(
+        "system: toy\nmodle: {}\n"
+        "model: {widht: 8, width: 9, num_heads: 4}\n"
+        "data: {image_size: 1, flip: 0.5}\n"
+        "training: {steps: abc, batch_size: true, precision: half, step: 3}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    head, *lines = str(caught.value).splitlines()
+    assert head == f"{path} has 9 problems:"
+    expected = [
+        "modle = {} is no section. Did you mean 'model'?",
+        "data.flip = 0.5 is not known. Did you mean 'flip_prob'?",
+        "data.image_size = 1 must be at least 2 pixels.",
+        "training.step = 3 is not known. Did you mean 'steps'?",
+        "training.steps = 'abc' has the wrong type: it must be a valid integer.",
+        "training.batch_size = True has the wrong type: it must be a valid integer.",
+        "training.precision = 'half' has the wrong type: it must be 'auto', 'bfloat16' or 'float32'.",
+        "model.widht = 8 is not known. Did you mean 'width'?",
+        "model.num_heads = 4 does not divide model.width = 9.",
+    ]
+    assert len(lines) == len(expected)
+    for sentence in expected:
+        assert any(line.strip().startswith(sentence) for line in lines), sentence
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "allowed"),
+    [
+        ("width", "8.0", "a valid integer"),
+        ("width", "'8'", "a valid integer"),
+        ("width", "null", "a valid integer"),
+        ("rate", "true", "a valid number"),
+        ("rate", "fast", "a valid number"),
+        ("rate", "1e999", "a finite number"),
+        ("rotary", "1", "a valid boolean"),
+        ("rotary", "yes", "a valid boolean"),
+        ("kind", "local3d", "'local1d' or 'local2d'"),
+        ("name", "12", "a valid string"),
+        ("depth", "x", "a valid integer, or null"),
+        ("block", "[1, x]", "a valid integer"),
+        ("block", "7", "a valid array"),
+        ("block", "[1]", "required"),
+        ("block", "[1, 2, 3]", "at most 2 items"),
+        ("name", "[a]", "a valid string"),
+    ],
+)
+def test_value_of_another_type_is_refused(write: Write, field: str, text: str, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.{field} = .* has the wrong type: .*{allowed}"):
+        load_recipe(write(f"system: toy\nmodel: {{{field}: {text}}}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {}", r"system is missing. Allowed: .*toy"),
+        ("system: toi", r"system = 'toi' is not known. Did you mean 'toy'\? Allowed: "),
+        ("system: [toy]", r"system = \['toy'\] is not known"),
+        ("system: toy\nmodel: 3", r"model = 3 must be a section"),
+        ("- toy", r"holds \['toy'\]; a recipe has the sections system, model, data, training"),
+        ("", r"holds None; a recipe has the sections"),
+        ("system: toy\nsystem: toy", r"line 2 cannot be read as YAML: key 'system' is repeated"),
+        ("system: toy\nmodel:\n  width: 1\n  width: 2", r"line 4 .*key 'width' is repeated"),
+        ("system: toy\nmodel: &a {width: 1}\ndata: *a", r"line 3 cannot be read as YAML: aliases"),
+        ("system: !!python/name:os.system x", r"line 1 cannot be read as YAML: could not determine a constructor"),
+        ("system: toy\nmodel: {<<: {width: 1}}", r"model.<< = .* is not known"),
+        ("system: toy\nmodel: {1: 2}", r"model.1 = 2 is not known"),
+        ("system: !!int abc", r"cannot be read as YAML: invalid literal"),
+        ("a: b: c", r"line 1 cannot be read as YAML: mapping values are not allowed"),
+        ("system: toy\n---\nsystem: toy", r"cannot be read as YAML: but found another document"),
+        ("[" * 5000, r"nested too deeply"),
+    ],
+)
+def test_file_that_is_no_recipe_is_refused(write: Write, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(text))
+
+
+def test_large_file_is_refused_unread(write: Write) -> None:
+    with pytest.raises(ConfigError, match="mine.yaml is larger than 1000000 bytes"):
+        load_recipe(write("#" * 1_000_001))
+
+
+def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"system: \xff")
+    with pytest.raises(ConfigError, match="x.yaml is not UTF-8 text .byte 8"):
+        load_recipe(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/x.yaml", "nowhere/x.yaml is no recipe file: it does not exist"),
+        (".", r"\. is no recipe file: it is a folder"),
+        ("no-such-recipe", "'no-such-recipe' is neither a file nor a shipped recipe"),
+    ],
+)
+def test_source_that_is_not_there_is_named(source: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(source)
+
+
+def test_missing_required_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Strict:
+        width: int
+
+        def problems(self) -> list[str]:
+            return []
+
+    monkeypatch.setattr(sys.modules["toy_system.config"], "Config", Strict)
+    with pytest.raises(ConfigError, match="model.width is missing"):
+        recipe_from_dict({"system": "toy"})
+
+
+RECIPE = Recipe(
+    "toy",
+    Config(rate=1e-9, name="1e3", depth=None, block=(2, 3)),
+    DataConfig(path="ä: b #c"),
+    TrainingConfig(learning_rate=3e-4, minutes=2.0),
+)
+
+
+@pytest.mark.parametrize("name", ["1e3", "null", "true", "~", "", "no", "0x1", "2024-01-01", "a: b", "*x", " x", "é"])
+def test_yaml_round_trip_is_identity(write: Write, name: str) -> None:
+    recipe = replace(RECIPE, model=replace(RECIPE.model, name=name))
+    assert load_recipe(write(recipe_to_yaml(recipe))) == recipe
+
+
+def test_dict_round_trip_is_identity_and_plain() -> None:
+    plain = recipe_to_dict(RECIPE)
+    assert plain["model"]["block"] == [2, 3]
+    assert recipe_from_dict(plain) == RECIPE
+
+
+def test_hash_changes_with_every_field_and_with_nothing_else() -> None:
+    assert recipe_hash(RECIPE) == recipe_hash(recipe_from_dict(recipe_to_dict(RECIPE)))
+    assert len(recipe_hash(RECIPE)) == 12 and int(recipe_hash(RECIPE), 16) >= 0
+    changed = [
+        replace(RECIPE, model=replace(RECIPE.model, width=10)),
+        replace(RECIPE, data=replace(RECIPE.data, image_size=16)),
+        replace(RECIPE, training=replace(RECIPE.training, seed=1)),
+    ]
+    assert len({recipe_hash(recipe) for recipe in [RECIPE, *changed]}) == 4
+
+
+def test_header_of_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'tini' is no shipped recipe"):
+        recipe_header("tini")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipe_is_valid_and_opens_with_its_command(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+    assert f"rasterformer train {name}" in recipe_header(name)
