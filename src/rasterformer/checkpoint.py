@@ -31,7 +31,6 @@ CONFIG_FIELDS: dict[str, type] = {
     "class_names": list,
     "image_shape": list,
     "x_shape": list,
-    "order": str,
     "steps": int,
 }
 REQUIRED_FIELDS = ("recipe", "num_classes")

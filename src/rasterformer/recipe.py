@@ -127,7 +127,9 @@ class TrainingConfig:
                 f"training.batch_size = {self.batch_size}."
             )
         if self.average_checkpoints and self.ema_decay is not None:
-            found.append("training.average_checkpoints and training.ema_decay exclude each other: set one to 0 or null.")
+            found.append(
+                "training.average_checkpoints and training.ema_decay exclude each other: set one to 0 or null."
+            )
         if self.average_checkpoints > self.keep_checkpoints:
             found.append(
                 f"training.average_checkpoints = {self.average_checkpoints} needs as many checkpoints on disk, but "

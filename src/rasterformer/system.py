@@ -215,7 +215,8 @@ class System:
         """
         pixels = self.to_tensor(images)
         if self.model.num_classes and label is None:
-            raise ConfigError(f"label is missing: the likelihood of this model depends on it.{did_you_mean('', self.class_names)}")
+            known = did_you_mean("", self.class_names)
+            raise ConfigError(f"label is missing: the likelihood of this model depends on it.{known}")
         cond = self._cond(label, len(pixels), 0)
         nats = [
             self.symbol_nats(pixels[rows], cond.rows(rows)).double().sum((1, 2, 3))
@@ -265,7 +266,7 @@ class System:
     def _cond(self, label: Label | Sequence[Label], count: int, seed: int) -> Cond:
         if not self.model.num_classes:
             if label is not None:
-                raise ConfigError(f"label = {label!r} was given, but this model was trained without classes. Leave it out.")
+                raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
             return Cond()
         if label is None:  # one stream per image, apart from the images' own streams
             streams = (torch.Generator().manual_seed((seed << 32) + (1 << 31) + k) for k in range(count))

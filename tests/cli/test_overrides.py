@@ -1,5 +1,6 @@
 import pytest
 
+from rasterformer.cli.main import main
 from rasterformer.cli.overrides import parse_overrides
 from rasterformer.errors import ConfigError
 
@@ -38,3 +39,12 @@ def test_word_that_names_no_field_is_refused(token: str) -> None:
 def test_missing_value_is_named(tokens: list[str]) -> None:
     with pytest.raises(ConfigError, match="--model.depth has no value"):
         parse_overrides(tokens)
+
+
+def test_train_takes_overrides_between_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ["--model.dpth", "3", "--data", "x", "--training.steps=-5", "--dry-run", "--data.flip_prob", "-1"]
+    assert main(["train", "tiny", *tokens]) == 2
+    shown = capsys.readouterr().err
+    for received in ("model.dpth = 3 is not known", "training.steps = -5 must be", "data.flip_prob = -1.0 must lie"):
+        assert received in shown
+    assert shown.startswith("error: tiny has 3 problems:")

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rasterformer.evaluation.svg_curve import BOTTOM, HEIGHT, LABEL_DISTANCE, LEFT, RIGHT, TOP, WIDTH, spread, svg_curve, ticks
+from rasterformer.evaluation.svg_curve import (
+    BOTTOM,
+    HEIGHT,
+    LABEL_DISTANCE,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    spread,
+    svg_curve,
+    ticks,
+)
 
 
 def test_points_stand_in_proportion_between_the_ends_of_the_axes():

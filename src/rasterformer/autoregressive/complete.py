@@ -25,10 +25,17 @@ def parse_known(text: str, height: int, width: int) -> Tensor:
     kind, _, number = text.partition(":")
     known = torch.zeros(height, width, dtype=torch.bool)
     try:
-        rows = {"top": lambda: round(float(number) * height), "rows": lambda: int(number), "none": lambda: 0}[kind]()
-    except (KeyError, ValueError):
+        if kind == "top":
+            rows = round(float(number) * height)
+        elif kind == "rows":
+            rows = int(number)
+        elif text == "none":
+            rows = 0
+        else:
+            raise ValueError(kind)
+    except ValueError:
         raise ConfigError(
-            f"known = {text!r} is not understood. Use top:0.5 (the upper half), rows:12 (the first 12 rows) or a mask image."
+            f"known = {text!r} is not understood. Use top:0.5 (the upper half), rows:12 (the first 12 rows), none, or a mask."
         ) from None
     if not 0 <= rows <= height:
         raise ConfigError(f"known = {text!r} means {rows} rows, but the model's images have {height}.")

@@ -59,7 +59,9 @@ def draw(
     check_options(options)
     if len(rng) != batch_size:
         raise ShapeError(f"rng has {len(rng)} generators for batch_size = {batch_size}. Pass one per image.")
-    if prefix is not None and (prefix.ndim != 3 or prefix.shape[0] != batch_size or prefix.shape[1] > length or prefix.shape[2] != symbols):
+    if prefix is not None and (
+        prefix.ndim != 3 or prefix.shape[0] != batch_size or prefix.shape[1] > length or prefix.shape[2] != symbols
+    ):
         raise ShapeError(f"prefix is {list(prefix.shape)}; expected [{batch_size}, at most {length}, {symbols}].")
     known = 0 if prefix is None else prefix.shape[1]
     params, state = model.begin(cond, batch_size)

@@ -40,12 +40,16 @@ def scan(path: str, *, json: Path | None = None) -> None:
         try:
             json.write_text(json_format.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise DataError(f"--json {json}: cannot be written ({error.strerror}). Give a file in a folder that exists.") from error
+            raise DataError(
+                f"--json {json}: cannot be written ({error.strerror}). Give a file in a folder that exists."
+            ) from error
         console.print(f"{printable(str(json))} written.", markup=False, highlight=False)
 
 
 def _print(report: ScanReport, console: Console) -> None:
-    console.print(f"{printable(report.name)}: {report.ok + report.repaired} usable images", markup=False, highlight=False)
+    console.print(
+        f"{printable(report.name)}: {report.ok + report.repaired} usable images", markup=False, highlight=False
+    )
     verdicts = {"ok": report.ok, "repaired": report.repaired, "skipped": len(report.skipped)}
     _table(console, "verdict", verdicts)
     _table(console, "repaired by", report.repairs)
@@ -65,7 +69,9 @@ def _print(report: ScanReport, console: Console) -> None:
     for name, reason in report.skipped[:_ROWS]:
         console.print(f"skipped {printable(name)}: {printable(reason)}", markup=False, highlight=False)
     if len(report.skipped) > _ROWS:
-        console.print(f"... and {len(report.skipped) - _ROWS} more; --json FILE lists all.", markup=False, highlight=False)
+        console.print(
+            f"... and {len(report.skipped) - _ROWS} more; --json FILE lists all.", markup=False, highlight=False
+        )
     console.print("What will be done:", markup=False)
     for action in report.actions:
         console.print(f"- {printable(action)}", markup=False, highlight=False)

@@ -1,5 +1,6 @@
 """`rasterformer train`: from a recipe and a folder of images to a run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,9 @@ def train(
     """
     from rasterformer.training.run import train_recipe
 
-    changes = parse_overrides(overrides) + ([("data.path", data)] if data is not None else [])
-    filled = load_recipe(recipe, changes)
+    filled = load_recipe(recipe, parse_overrides(overrides))
+    if data is not None:
+        filled = dataclasses.replace(filled, data=dataclasses.replace(filled.data, path=data))
     if resume and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; --init starts from others. Give one of them.")
     folder = Path("runs") / Path(recipe).stem if out is None else out

@@ -29,7 +29,9 @@ def block_raster_order(grid: tuple[int, int], block: tuple[int, int]) -> Tensor:
     """
     (rows, cols), (block_rows, block_cols) = grid, block
     if block_rows < 1 or block_cols < 1 or rows % block_rows or cols % block_cols:
-        raise ConfigError(f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells.")
+        raise ConfigError(
+            f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells."
+        )
     cells = torch.arange(rows * cols).view(rows // block_rows, block_rows, cols // block_cols, block_cols)
     return cells.transpose(1, 2).flatten()
 

@@ -48,8 +48,9 @@ def read_npz(path: Path) -> Arrays:
         DataError: not an `.npz`, damaged, or with Python objects inside.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise DataError(f"{path.name} is a single .npy array. Save it with numpy.savez(..., images=array).")
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -79,9 +80,7 @@ def npz_source(path: Path) -> Source:
             found = array_items(part, where=f"{path.name}, {split}_")
             items.append([replace(item, name=f"{split}/{item.name}", split=split) for item in found])
             annotations.append(annotations_of(part, len(found), where=f"{path.name}, {split}_"))
-        return assemble(
-            path.name, items, annotations, split_origin=f"train_images and test_images of {path.name}"
-        )
+        return assemble(path.name, items, annotations, split_origin=f"train_images and test_images of {path.name}")
     found = array_items(arrays, where=f"{path.name}, ")
     return assemble(path.name, [found], [annotations_of(arrays, len(found), where=f"{path.name}, ")])
 
@@ -134,7 +133,12 @@ def _jpeg_items(jpeg: npt.NDArray[Any], offsets: npt.NDArray[Any], *, where: str
     if bounds[0] < 0 or bounds[-1] > len(jpeg) or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
         raise DataError(f"{where}offsets: they must rise from 0 to at most {len(jpeg)}, the length of jpeg.")
     return [
-        Item(str(k), partial(_load_jpeg, jpeg[start:end]), hashlib.sha256(jpeg[start:end]).hexdigest(), lossless=False)
+        Item(
+            str(k),
+            partial(_load_jpeg, jpeg[start:end]),
+            hashlib.sha256(jpeg[start:end].tobytes()).hexdigest(),
+            lossless=False,
+        )
         for k, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
     ]
 
@@ -162,7 +166,9 @@ def annotations_of(arrays: Arrays, count: int, *, where: str) -> Annotations:
             raise DataError(f"{where}labels: dtype {values.dtype}. Labels must be whole numbers or texts.")
         if values.dtype.kind != "U" and class_names:
             if count and (values.min() < 0 or values.max() >= len(class_names)):
-                raise DataError(f"{where}labels: {values.min()}..{values.max()}, but there are {len(class_names)} class names.")
+                raise DataError(
+                    f"{where}labels: {values.min()}..{values.max()}, but there are {len(class_names)} class names."
+                )
             labels = tuple(class_names[int(value)] for value in values)
         else:
             labels = tuple(str(value) for value in values)
@@ -175,7 +181,9 @@ def annotations_of(arrays: Arrays, count: int, *, where: str) -> Annotations:
 
 def _check_count(values: npt.NDArray[Any], count: int, *, where: str) -> None:
     if values.shape != (count,):
-        raise DataError(f"{where}: shape {values.shape}, but there are {count} images. It must have one entry an image.")
+        raise DataError(
+            f"{where}: shape {values.shape}, but there are {count} images. It must have one entry an image."
+        )
 
 
 def assemble(

@@ -1,7 +1,7 @@
 """The CIFAR-10 "python version": `data_batch_1..5`, `test_batch`, `batches.meta`, as its authors publish them.
 
-These files are pickles. They are not unpickled: `_read` walks through the few opcodes that they consist of, builds dicts,
-lists, bytes, numbers and uint8 arrays itself, calls nothing, and refuses everything else.
+These files are pickles. They are not unpickled: `_read` walks through the few opcodes that they consist of, builds
+dicts, lists, bytes, numbers and uint8 arrays itself, calls nothing, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def cifar10_source(folder: Path) -> Source:
             batch = _read_dict(folder / file)
             pixels, labels = _field(batch, "data", file), _field(batch, "labels", file)
             if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072:
-                raise DataError(f"{file}: data is {type(pixels).__name__} {getattr(pixels, 'shape', '')}, not uint8 [N, 3072].")
+                raise DataError(
+                    f"{file}: data is {type(pixels).__name__} {getattr(pixels, 'shape', '')}, not uint8 [N, 3072]."
+                )
             if not isinstance(labels, list) or len(labels) != len(pixels):
                 raise DataError(f"{file}: labels must be a list of {len(pixels)} numbers.")
             images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -54,7 +56,9 @@ def cifar10_source(folder: Path) -> Source:
             parts.append([replace(item, name=f"{file}/{item.name}", split=split) for item in found])
             if class_names and not all(isinstance(v, int) and 0 <= v < len(class_names) for v in labels):
                 raise DataError(f"{file}: a label is not in 0..{len(class_names) - 1}.")
-            annotations.append(Annotations(tuple(class_names[v] if class_names else str(v) for v in labels), class_names))
+            annotations.append(
+                Annotations(tuple(class_names[v] if class_names else str(v) for v in labels), class_names)
+            )
     has_both = (folder / TRAIN_FILES[0]).is_file() and (folder / TEST_FILE).is_file()
     return assemble(
         "CIFAR-10 (python version)", parts, annotations, split_origin="the set's own test_batch" if has_both else None
@@ -121,6 +125,7 @@ def _read(content: bytes, file: str) -> Any:
         del stack[start:]
         return taken
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(content):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -173,8 +178,8 @@ def _read(content: bytes, file: str) -> Any:
                 _build(stack[-1], state, file)
             case name:
                 raise DataError(
-                    f"{file}: its pickle has {name} {argument if name == 'GLOBAL' else ''}, which CIFAR-10's files do not "
-                    "need. It is refused, because a pickle can run any program. Use the original files."
+                    f"{file}: its pickle has {name} {argument if name == 'GLOBAL' else ''}, which CIFAR-10's files do "
+                    "not need. It is refused, because a pickle can run any program. Use the original files."
                 )
     raise DataError(f"{file}: ends before its pickle does. Download the set again.")
 

@@ -47,7 +47,7 @@ class _Sheet:
 
 
 def tile_size(width: int, height: int, count: int, *, where: str) -> int:
-    """Returns the side of the square tiles, in pixels. At most one side puts `count` tiles exactly into the sheet's rows.
+    """Returns the side of the square tiles, pixels. At most one side puts `count` tiles exactly into the sheet's rows.
 
     Raises:
         DataError: no side does.
@@ -76,8 +76,8 @@ def compact_source(path: Path) -> Source | None:
             return None
         if not _is_sheet(path.with_suffix(".webp")):
             raise DataError(
-                f"{path}: a contact sheet needs {path.stem}.npz or {path.stem}.jsonl beside it, which says how many tiles "
-                "it has. For single images give their folder."
+                f"{path}: a contact sheet needs {path.stem}.npz or {path.stem}.jsonl beside it, which says how many "
+                "tiles it has. For single images give their folder."
             )
         return _join(path.name, [_part(path.parent, path.stem)])
     stems = {file.stem for file in path.glob("*.npz")} | {f.stem for f in path.glob("*.webp") if _is_sheet(f)}
@@ -93,7 +93,9 @@ def _is_sheet(webp: Path) -> bool:
 
 def _folder_source(folder: Path, stems: list[str]) -> Source:
     if stems and len(stems) == 1:
-        found = compact_source(next(folder / f"{stems[0]}{s}" for s in (".npz", ".webp") if (folder / f"{stems[0]}{s}").is_file()))
+        found = compact_source(
+            next(folder / f"{stems[0]}{s}" for s in (".npz", ".webp") if (folder / f"{stems[0]}{s}").is_file())
+        )
         assert found is not None, "a stem comes from a file that can be read"
         return replace(found, name=folder.name)
     sets: dict[str, dict[str, str]] = {}
@@ -109,7 +111,7 @@ def _folder_source(folder: Path, stems: list[str]) -> Source:
             f"{folder}: it holds {', '.join(stems)}, and it is not clear which is meant. "
             "Name two of them train and test, or give the path of one file."
         )
-    (suffix, parts), = choice.items()
+    ((suffix, parts),) = choice.items()
     test = next(name for name in TEST_NAMES if name in parts)
     kind = "lossless" if lossless else suffix or "npz"
     return _join(
@@ -126,9 +128,13 @@ def _part(folder: Path, stem: str) -> tuple[list[Item], Annotations]:
     where = f"{stem}.npz, "
     webp = folder / f"{stem}.webp"
     if webp.is_file():
-        counted = [len(lines)] if lines else [len(arrays[n]) for n in ("labels", "names", "index", "captions") if n in arrays]
+        counted = (
+            [len(lines)] if lines else [len(arrays[n]) for n in ("labels", "names", "index", "captions") if n in arrays]
+        )
         if not counted:
-            raise DataError(f"{where}neither labels, names, index nor captions are there, so the tiles cannot be counted.")
+            raise DataError(
+                f"{where}neither labels, names, index nor captions are there, so the tiles cannot be counted."
+            )
         sheet = _Sheet(webp, counted[0])
         digest = hashlib.sha256(webp.read_bytes()).hexdigest()
         items = [Item(str(k), partial(sheet.load, k), f"{digest}/{k}", lossless=True) for k in range(sheet.count)]
@@ -142,7 +148,9 @@ def _part(folder: Path, stem: str) -> tuple[list[Item], Annotations]:
 
 def _with_lines(annotations: Annotations, lines: list[Any], count: int, *, where: str) -> Annotations:
     if len(lines) != count or not all(isinstance(line, dict) for line in lines):
-        raise DataError(f"{where}: {len(lines)} lines for {count} images. It must have one object a line, one line an image.")
+        raise DataError(
+            f"{where}: {len(lines)} lines for {count} images. It must have one object a line, one line an image."
+        )
     captions = tuple(str(line.get("caption") or "") for line in lines)
     labels = tuple(str(line["label"]) for line in lines) if all("label" in line for line in lines) else ()
     return replace(

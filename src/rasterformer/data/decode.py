@@ -1,6 +1,6 @@
 """One untrusted image file -> one upright RGB image, or a `DataError` that says why not.
 
-Every odd image has one documented result: the table is in `decode_image`. Reduction to the training size is in `fit.py`.
+Every odd image has one documented result, see `decode_image`. Reduction to the training size is in `fit.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rasterformer.errors import DataError
 
@@ -63,9 +63,10 @@ def decode_file(path: Path) -> Decoded:
 def decode_image(content: bytes) -> Decoded:
     """Decodes the bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF.
 
-    EXIF orientation is applied; 16-bit grey is divided by 257 and rounded (16-bit colour keeps its high byte); alpha and
-    transparent palette entries are composited on white; CMYK is converted without its profile; grey becomes RGB; of an
-    animation the first frame is taken; floating-point and 32-bit integer samples are refused, having no stated white.
+    EXIF orientation is applied; 16-bit grey is divided by 257 and rounded (16-bit colour keeps its high byte); alpha
+    and transparent palette entries are composited on white; CMYK is converted without its profile; grey becomes RGB;
+    of an animation the first frame is taken; floating-point and 32-bit integer samples are refused, having no stated
+    white.
 
     Raises:
         DataError: another format, damaged, a side above 32768, more than 64 Mpx (checked before decoding), an aspect
@@ -76,19 +77,21 @@ def decode_image(content: bytes) -> Decoded:
             _check_size(*opened.size)
             stored_format, stored_mode = opened.format or "?", opened.mode
             repairs = []
+            if opened.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in opened.tile):
+                repairs.append("high byte of 16-bit samples")  # Pillow's PNG reader gives no more
             if getattr(opened, "is_animated", False):
                 opened.seek(0)
                 repairs.append("first frame of several")
             if opened.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
                 repairs.append("turned upright by its EXIF orientation")
-            if opened.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in opened.tile):
-                repairs.append("high byte of 16-bit samples")
             upright = _rgb(ImageOps.exif_transpose(opened), repairs)
             return Decoded(upright, stored_format, stored_mode, tuple(repairs))
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"not a {'/'.join(FORMATS)} image") from error
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-        raise DataError(f"not a readable {'/'.join(FORMATS)} image ({type(error).__name__}: {error})") from error
+        raise DataError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
 def _check_size(width: int, height: int) -> None:

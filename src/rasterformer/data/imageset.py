@@ -27,7 +27,7 @@ class ImageSet:
         class_names: () where the data has no classes.
         labels: int64 [N], index into `class_names`. None: no classes.
         captions: one an image, "" where it has none. None: the data has no captions.
-        fingerprint: sha256, hex, over names and sizes of the files, or over the pixels of arrays; changes with the data.
+        fingerprint: sha256, hex, over names and sizes of the files, or over the pixels of arrays.
         lossless: whether the stored images are. None: mixed or not known.
         skipped: (name, reason) of every image or annotation that could not be used.
         pixels: uint8 [N, 3, S, S], or a function that decodes image k to uint8 [3, S, S].
@@ -104,8 +104,8 @@ class ImageSet:
         """
         if self.labels is None:
             raise DataError(
-                f"data.use_labels = true, but {self.name!r} has no classes. Sort the images into one folder per class, or "
-                "add a `label` to metadata.jsonl, or set data.use_labels to false."
+                f"data.use_labels = true, but {self.name!r} has no classes. Sort the images into one folder per class, "
+                "or add a `label` to metadata.jsonl, or set data.use_labels to false."
             )
 
 

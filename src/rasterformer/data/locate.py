@@ -31,8 +31,8 @@ def find_source(path: str) -> Source:
     place = Path(path).expanduser()
     if "\0" in path or not place.exists():
         raise DataError(
-            f"data.path = {path!r}: no such file or folder. Give a folder of images, an .npz file or a contact sheet, or "
-            f"the name of an embedded set: {', '.join(EMBEDDED_SETS)}."
+            f"data.path = {path!r}: no such file or folder. Give a folder of images, an .npz file or a contact sheet, "
+            f"or the name of an embedded set: {', '.join(EMBEDDED_SETS)}."
         )
     try:
         found = compact_source(place)
@@ -41,18 +41,22 @@ def find_source(path: str) -> Source:
     except DataError as error:
         raise DataError(f"data.path = {path!r}: {error}") from error
     except PermissionError as error:
-        raise DataError(f"data.path = {path!r}: may not be read ({error}). Give yourself the right to read it.") from error
+        raise DataError(
+            f"data.path = {path!r}: may not be read ({error}). Give yourself the right to read it."
+        ) from error
     if found is None:
         raise DataError(
-            f"data.path = {path!r}: neither a folder nor an .npz file nor a contact sheet. For single images give the folder "
-            "that holds them."
+            f"data.path = {path!r}: neither a folder nor an .npz file nor a contact sheet. For single images give the "
+            "folder that holds them."
         )
     return found
 
 
 def _embedded(name: str) -> Source:
     if name not in EMBEDDED_SETS:
-        raise DataError(f"data.path = {_PREFIX + name!r}: no embedded set has that name.{did_you_mean(name, EMBEDDED_SETS)}")
+        raise DataError(
+            f"data.path = {_PREFIX + name!r}: no embedded set has that name.{did_you_mean(name, EMBEDDED_SETS)}"
+        )
     source = compact_source(_EMBEDDED / name)
     assert source is not None, "the embedded sets are compact"
     return replace(source, name=f"{name} (embedded)", split_origin="the set's own split")

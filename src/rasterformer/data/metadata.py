@@ -68,7 +68,9 @@ def _json_values(path: Path) -> list[tuple[int, Any]]:
             try:
                 values.append((line, json.loads(text)))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name}, line {line}: not JSON ({error}). Each line must be one object.") from error
+                raise DataError(
+                    f"{path.name}, line {line}: not JSON ({error}). Each line must be one object."
+                ) from error
     return values
 
 

@@ -102,7 +102,10 @@ def _choose(source: Source, split: Split, holdout_fraction: float, path: str) ->
     if all(in_test):
         in_test[int(np.argmax(places))] = False
     chosen = [item for item, held_out in zip(source.items, in_test, strict=True) if held_out == (split == "test")]
-    return chosen, f"a hash of each image's name (holdout_fraction {holdout_fraction:g}); the set has no split of its own"
+    return (
+        chosen,
+        f"a hash of each image's name (holdout_fraction {holdout_fraction:g}); the set has no split of its own",
+    )
 
 
 def _place(name: str) -> float:
@@ -139,7 +142,9 @@ def _prepare(
     pixels = None
     if len(items) * 3 * size * size <= max_memory_bytes:
         pixels = np.empty((len(items), 3, size, size), np.uint8)
-    kept, skipped, small = [], [], []
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    small: list[tuple[int, int]] = []
     methods: Counter[Method] = Counter()
     cropped = False
     results = map_in_order(partial(_load, size=size, fit=fit), items, on_progress=on_progress)
@@ -205,7 +210,7 @@ def _named(skipped: tuple[str, str]) -> str:
 
 def _preprocessing(methods: Counter[Method], cropped: bool, size: int, fit: Fit) -> str:
     words: dict[Method, str] = {"none": "as stored", "box": "by box averaging", "lanczos": "by Lanczos"}
-    shape = ("" if not cropped else "centre crop to a square, " if fit == "crop" else "both sides separately, ")
+    shape = "" if not cropped else "centre crop to a square, " if fit == "crop" else "both sides separately, "
     if set(methods) == {"none"}:
         return f"centre crop to {size}x{size}" if cropped else f"none (stored at {size}x{size})"
     if len(methods) == 1:
@@ -219,5 +224,3 @@ def _fingerprint(items: Sequence[Item]) -> str:
     for item in items:
         digest.update(item.identity.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
-
-

@@ -83,9 +83,7 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
     source = find_source(path)
     usable: list[tuple[Item, _Seen]] = []
     skipped = list(source.skipped)
-    for item, result in zip(
-        source.items, map_in_order(_look, source.items, on_progress=on_progress), strict=True
-    ):
+    for item, result in zip(source.items, map_in_order(_look, source.items, on_progress=on_progress), strict=True):
         if isinstance(result, _Seen):
             usable.append((item, result))
         else:
@@ -99,7 +97,7 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
     repaired = sum(bool(seen.repairs) for _, seen in usable)
     smallest = min((min(seen.size) for _, seen in usable), default=None)
     labels = Counter(item.label for item, _ in usable if item.label is not None)
-    splits = Counter(item.split or "neither" for item, _ in usable) if source.split_origin else {}
+    splits = Counter[str](item.split or "neither" for item, _ in usable) if source.split_origin else {}
     return ScanReport(
         path=path,
         name=source.name,
@@ -120,7 +118,9 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
         captions=sum(bool(item.caption) for item, _ in usable),
         other_files=source.other_files,
         actions=tuple(
-            _actions(len(usable), len(source.items), repairs, smallest, duplicates, source.class_names, source.split_origin)
+            _actions(
+                len(usable), len(source.items), repairs, smallest, duplicates, source.class_names, source.split_origin
+            )
         ),
     )
 
@@ -145,14 +145,18 @@ def _actions(
 ) -> list[str]:
     if smallest is None:
         return ["There is nothing to train on: no image can be used."]
-    actions = [f"{usable} of {total} images will be used" + ("." if usable == total else "; the others are passed over.")]
+    actions = [
+        f"{usable} of {total} images will be used" + ("." if usable == total else "; the others are passed over.")
+    ]
     actions += [f"{count} images: {repair}." for repair, count in repairs.most_common()]
-    actions.append(f"With data.image_size up to {smallest} all of them are used; beyond that the smaller ones are passed over.")
+    actions.append(
+        f"With data.image_size up to {smallest} all of them are used; beyond that the smaller ones are passed over."
+    )
     if duplicates:
         extra = sum(len(names) - 1 for names in duplicates)
         actions.append(
-            f"{extra} images are copies of another one and are used all the same; copies that fall on both sides of the "
-            "split make held-out figures too good, so remove them."
+            f"{extra} images are copies of another one and are used all the same; copies that fall on both sides of "
+            "the split make held-out figures too good, so remove them."
         )
     if class_names:
         actions.append(f"{len(class_names)} classes are there: data.use_labels = true conditions on them.")

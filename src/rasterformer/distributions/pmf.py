@@ -14,7 +14,9 @@ def check_options(options: SampleOptions) -> None:
         ConfigError: temperature <= 0; top_k < 1; top_p outside (0, 1].
     """
     if not options.temperature > 0:
-        raise ConfigError(f"temperature = {options.temperature} must be above 0. Use a small value such as 0.1 instead of 0.")
+        raise ConfigError(
+            f"temperature = {options.temperature} must be above 0. Use a small value such as 0.1 instead of 0."
+        )
     if options.top_k is not None and options.top_k < 1:
         raise ConfigError(f"top_k = {options.top_k} must be at least 1, or None to keep all values.")
     if options.top_p is not None and not 0 < options.top_p <= 1:
@@ -32,7 +34,7 @@ def truncate(pmf: Tensor, options: SampleOptions) -> Tensor:
     """
     if options.top_k is None and options.top_p is None:
         return pmf
-    ranked, index = pmf.sort(-1, descending=True, stable=True)
+    ranked, index = pmf.sort(stable=True, dim=-1, descending=True)
     keep = torch.ones_like(ranked, dtype=torch.bool)
     if options.top_k is not None:
         keep[..., options.top_k :] = False

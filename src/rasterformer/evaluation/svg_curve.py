@@ -75,14 +75,16 @@ def svg_curve(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns four to eight round numbers, equally spaced, that enclose low..high."""
-    span = high - low or abs(high) or 1.0
+    """Returns two to eight round numbers, equally spaced, that enclose low..high."""
+    span = max(high - low, 1e-6 * max(abs(low), abs(high)))
+    if span < 1e-12:
+        span = 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if span / (power * m) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if last == first:
         last += 1
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [k * step for k in range(first, last + 1)]
 
 
 def spread(positions: Sequence[float]) -> list[float]:
@@ -108,7 +110,7 @@ def _axes(
 ) -> Iterator[str]:
     for tick, row in zip(y_ticks, rows, strict=True):
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{row:.1f}" y2="{row:.1f}" stroke="#e4e2dc"/>'
-        yield f'<text x="{LEFT - 8}" y="{row + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        yield f'<text x="{LEFT - 8}" y="{row + 4:.1f}" text-anchor="end">{tick:.6g}</text>'
     foot = HEIGHT - BOTTOM
     for tick, column in zip(x_ticks, columns, strict=True):
         yield f'<line x1="{column:.1f}" x2="{column:.1f}" y1="{foot}" y2="{foot + 5}" stroke="#999"/>'

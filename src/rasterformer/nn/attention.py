@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rasterformer.nn.block_kernel import attend_in_blocks
 from rasterformer.nn.pattern import AttentionPattern
 from rasterformer.nn.positions import rotate
 
@@ -138,11 +139,17 @@ class Attention(nn.Module):
         padding = blocks * size - length
         if padding:  # at the end, never seen by a real query
             q, k, v = (F.pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
-        queries = q.reshape(batch * blocks, size, self.num_heads, self.head_dim).transpose(1, 2)
-        keys, values = (self._windows(t).flatten(0, 1).transpose(1, 2) for t in (k, v))
-        visible = self.visible.repeat(batch, 1, 1)[:, None]  # [B * blocks, 1, block, M + block]
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=self._is_grouped)
-        mixed = mixed.unflatten(0, (batch, blocks)).transpose(1, 2)  # [B, heads, blocks, block, head_dim]
+        if self._is_grouped:
+            k, v = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for t in (k, v))
+        queries = (q * self.head_dim**-0.5).unflatten(1, (blocks, size))
+        q, k, v = (t.permute(1, 0, 3, 2, 4).flatten(1, 2) for t in (queries, self._windows(k), self._windows(v)))
+        if q.device.type == "cpu":
+            mixed = attend_in_blocks(q, k, v, self.visible)  # [blocks, B * heads, block, head_dim]
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible[:, None], scale=1.0)
+        mixed = mixed.unflatten(1, (batch, self.num_heads)).permute(
+            1, 2, 0, 3, 4
+        )  # [B, heads, blocks, block, head_dim]
         return mixed.flatten(2, 3)[:, :, :length]
 
     def _windows(self, t: Tensor) -> Tensor:

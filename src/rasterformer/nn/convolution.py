@@ -49,7 +49,9 @@ class CausalConv2d(nn.Module):
         self.in_width, self.out_width, self.grid, self.kernel = in_width, out_width, grid, kernel
         rows, cols = kernel
         self.num_taps = (rows - 1) * cols + cols // 2 + int(sees_itself)
-        self.weight = nn.Parameter(torch.randn(out_width, self.num_taps * in_width) * (self.num_taps * in_width) ** -0.5)
+        self.weight = nn.Parameter(
+            torch.randn(out_width, self.num_taps * in_width) * (self.num_taps * in_width) ** -0.5
+        )
         self.bias = nn.Parameter(torch.zeros(out_width))
         tap = torch.arange(self.num_taps)
         self.register_buffer("offsets", (tap // cols - rows + 1) * grid[1] + tap % cols - cols // 2, persistent=False)
@@ -74,7 +76,9 @@ class CausalConv2d(nn.Module):
 
     def new_ring(self, batch_size: int, chunk: int, like: Tensor) -> InputRing:
         """Returns an empty ring for steps of at most `chunk` positions."""
-        return InputRing(like.new_zeros(batch_size, min(self.grid[0] * self.grid[1], self.reach + chunk), self.in_width))
+        return InputRing(
+            like.new_zeros(batch_size, min(self.grid[0] * self.grid[1], self.reach + chunk), self.in_width)
+        )
 
     def step(self, x: Tensor, ring: InputRing, first: int) -> Tensor:
         """x [B, n, in_width] at positions first.. -> [B, n, out_width]. The ring is updated in place."""

@@ -77,7 +77,9 @@ def local_1d_pattern(seq_len: int, block_size: int, memory_size: int) -> Attenti
     return AttentionPattern(seq_len, block_size, memory, previous)
 
 
-def local_2d_pattern(order: Tensor, grid: tuple[int, int], block: tuple[int, int], flange: tuple[int, int]) -> AttentionPattern:
+def local_2d_pattern(
+    order: Tensor, grid: tuple[int, int], block: tuple[int, int], flange: tuple[int, int]
+) -> AttentionPattern:
     """2D local attention: rectangular query blocks with a band of memory above, to the left and to the upper right.
 
     A block sees the `flange[0]` rows above it, from `flange[1]` columns left of it to `flange[1]` columns right of it, and
@@ -94,7 +96,9 @@ def local_2d_pattern(order: Tensor, grid: tuple[int, int], block: tuple[int, int
     """
     (rows, cols), (block_rows, block_cols), (above, aside) = grid, block, flange
     if block_rows < 1 or block_cols < 1 or rows % block_rows or cols % block_cols:
-        raise ConfigError(f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells.")
+        raise ConfigError(
+            f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells."
+        )
     if above < 0 or aside < 0:
         raise ConfigError(f"flange = {above}x{aside} cells must not be negative.")
     rank = torch.empty_like(order)

@@ -60,7 +60,12 @@ class ProgressLine:
         if now - self.shown < (0.2 if self.is_terminal else 10.0):
             return
         self.shown = now
-        print(f"\r\x1b[2K{text}" if self.is_terminal else text, end="" if self.is_terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[2K{text}" if self.is_terminal else text,
+            end="" if self.is_terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         """Leaves the line."""

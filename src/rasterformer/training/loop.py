@@ -145,7 +145,9 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
     if saved_at != progress.step or not progress.step:
         save(run.folder, run.system, optimizers, ema, run.train_set, progress)
     if signals.received:
-        say(f"stopped by {signals.received} at step {progress.step}; all is saved in {run.folder}. Go on with --resume.")
+        say(
+            f"stopped by {signals.received} at step {progress.step}; all is saved in {run.folder}. Go on with --resume."
+        )
         return False
     shipped = shipped_weights(run.folder, run.system, ema)
     model.load_state_dict(shipped)
@@ -233,11 +235,15 @@ def _averaged(run: Run, ema: ExponentialMovingAverage | None) -> System:
     return System(run.system.recipe, run.system.codec, model, run.system.class_names)  # type: ignore[arg-type]
 
 
-def _measure(run: Run, ema: ExponentialMovingAverage | None, progress: Progress, log: MetricsLog, say: Callable[[str], None]) -> None:
+def _measure(
+    run: Run, ema: ExponentialMovingAverage | None, progress: Progress, log: MetricsLog, say: Callable[[str], None]
+) -> None:
     limit = run.training.eval_images
     bits = held_out_bits_per_dim(_averaged(run, ema), run.held_out, limit)
     count = len(run.held_out) if limit is None else min(limit, len(run.held_out))
-    log.write(step=progress.step, seconds=round(progress.seconds, 3), held_out_bits_per_dim=round(bits, 5), images=count)
+    log.write(
+        step=progress.step, seconds=round(progress.seconds, 3), held_out_bits_per_dim=round(bits, 5), images=count
+    )
     say(f"step {progress.step}, {duration(progress.seconds)}: {bits:.4f} bits/dim on {count} held-out images")
 
 

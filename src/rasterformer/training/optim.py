@@ -19,7 +19,9 @@ def make_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.op
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     betas, epsilon = (training.beta1, training.beta2), training.epsilon
     if training.optimizer == "adam":
-        return [torch.optim.Adam([w for _, w in named], lr=training.learning_rate, betas=betas, eps=epsilon, fused=True)]
+        return [
+            torch.optim.Adam([w for _, w in named], lr=training.learning_rate, betas=betas, eps=epsilon, fused=True)
+        ]
     by_muon = [w for name, w in named if training.optimizer == "muon" and w.ndim == 2 and "layers." in name]
     taken = {id(w) for w in by_muon}
     rest = [w for _, w in named if id(w) not in taken]

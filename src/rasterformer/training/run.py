@@ -18,7 +18,16 @@ from rasterformer.training.log import duration, read_metrics
 from rasterformer.training.loop import Run, train
 
 # What may change between a run and its resumption: how long and how often, not what is computed.
-FREE_TO_CHANGE = {"steps", "minutes", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep_checkpoints"}
+FREE_TO_CHANGE = {
+    "steps",
+    "minutes",
+    "log_every",
+    "eval_every",
+    "sample_every",
+    "save_every",
+    "eval_images",
+    "keep_checkpoints",
+}
 
 
 def train_recipe(
@@ -92,7 +101,9 @@ def _open(recipe: Recipe, split: str, say: Callable[[str], None]) -> ImageSet:
     say(f"{split}: {len(images):,} images of {images.name}, {images.split_origin}; {images.preprocessing}")
     if images.skipped:
         name, reason = images.skipped[0]
-        say(f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {data.path}` lists all.")
+        say(
+            f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {data.path}` lists all."
+        )
     return images
 
 
@@ -119,7 +130,9 @@ def _take_over(system: System, init: Path, say: Callable[[str], None]) -> None:
     own = system.model.state_dict()
     fitting = {name: weight for name, weight in source.items() if name in own and own[name].shape == weight.shape}
     if not fitting:
-        raise ConfigError(f"--init {init}: no weight of it has the name and shape of one in this recipe. Use its own recipe.")
+        raise ConfigError(
+            f"--init {init}: no weight of it has the name and shape of one in this recipe. Use its own recipe."
+        )
     system.model.load_state_dict({**own, **fitting})
     fresh, left = [n for n in own if n not in fitting], [n for n in source if n not in fitting]
     say(f"--init {init}: {len(fitting)} of {len(own)} weights taken over")
@@ -138,7 +151,9 @@ def _report(run: Run) -> None:
     )
     newest = sorted((run.folder / "samples").glob("*.png"))[-1]
     training = dataclasses.asdict(recipe.training)
-    settings = ", ".join(f"{name} {training[name]}" for name in ("optimizer", "learning_rate", "batch_size", "ema_decay"))
+    settings = ", ".join(
+        f"{name} {training[name]}" for name in ("optimizer", "learning_rate", "batch_size", "ema_decay")
+    )
     (run.folder / "report.md").write_text(
         f"# {recipe.system}, recipe {recipe_hash(recipe)}\n\n"
         f"Exact likelihood: **{last['held_out_bits_per_dim']:.4f} bits/dim** over {run.system.num_dims:,} dimensions, on the "

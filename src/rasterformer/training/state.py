@@ -1,4 +1,4 @@
-"""What a training run keeps on the disk so that it can go on: weights, averages, optimiser states, and where it stands."""
+"""What a training run keeps on the disk so that it can go on: weights, averages, optimiser states, its place."""
 
 from __future__ import annotations
 
@@ -92,11 +92,12 @@ def restore(
 
 
 def shipped_weights(folder: Path, system: System, ema: ExponentialMovingAverage | None) -> dict[str, Tensor]:
-    """The weights that become the run's model: the moving average, the mean of the last checkpoints, or the last ones."""
+    """The weights that become the run's model: moving average, mean of the last checkpoints, or the last ones."""
     if ema is not None:
         return dict(ema.model.state_dict())
     count = system.recipe.training.average_checkpoints
     if not count:
         return dict(system.model.state_dict())
-    steps = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    return mean_of_weights([load_checkpoint(path).tensors["model"] for path in steps[-count:]])
+    finished = [path for path in (folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    newest = sorted(finished, key=lambda path: int(path.name.removeprefix("step-")))[-count:]
+    return mean_of_weights([load_checkpoint(path).tensors["model"] for path in newest])

@@ -131,14 +131,18 @@ class Config:
             )
         if self.attention == "local_2d":
             if self.input == "neighbourhood":
-                found.append("model.input = 'neighbourhood' needs raster order; model.attention = 'local_2d' has block order.")
+                found.append(
+                    "model.input = 'neighbourhood' needs raster order; model.attention = 'local_2d' has block order."
+                )
             if self.mlp_kernel != (1, 1):
                 found.append(
                     f"model.mlp_kernel = {self.mlp_kernel} needs raster order; model.attention = 'local_2d' has block order. "
                     "Use (1, 1)."
                 )
             if self.output == "residual":
-                found.append("model.output = 'residual' needs raster order; model.attention = 'local_2d' has block order.")
+                found.append(
+                    "model.output = 'residual' needs raster order; model.attention = 'local_2d' has block order."
+                )
         return found
 
 

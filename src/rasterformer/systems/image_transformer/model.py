@@ -47,13 +47,17 @@ class ImageTransformer(Autoregressive):
         num_classes: classes to condition on; 0 for none.
     """
 
+    sinusoids: Tensor | None
+
     def __init__(self, config: Config, codec: PixelCodec, num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.x_shape = codec.x_shape
         self.num_classes = num_classes
         self.distribution: Distribution = (
-            Categorical(256) if config.distribution == "categorical" else DiscretizedLogisticMixture(config.num_mixtures)
+            Categorical(256)
+            if config.distribution == "categorical"
+            else DiscretizedLogisticMixture(config.num_mixtures)
         )
         self.pattern = attention_pattern(config, codec)
         width, grid = config.width, codec.grid
@@ -61,7 +65,9 @@ class ImageTransformer(Autoregressive):
 
         if config.input == "table":
             channels = torch.arange(3).expand(len(cols), 3) if codec.x_shape[1] == 3 else (cols % 3)[:, None]
-            self.input: nn.Module = TableInput(channels, width, learned_start=config.learned_start)
+            self.input: TableInput | NeighbourhoodInput | PixelInput = TableInput(
+                channels, width, learned_start=config.learned_start
+            )
         elif config.input == "neighbourhood":
             self.input = NeighbourhoodInput(
                 codec.x_shape[1], width, grid, config.neighbourhood, learned_start=config.learned_start
@@ -81,7 +87,7 @@ class ImageTransformer(Autoregressive):
         head_dim = config.heads_width // config.num_heads
         angles = rotary_angles(rows, cols, head_dim) if config.rotary else None
         attending = range(config.depth) if config.attention_layers is None else config.attention_layers
-        self.layers = nn.ModuleList()
+        layers = []
         for index in range(config.depth):
             attention = Attention(
                 width,
@@ -95,7 +101,7 @@ class ImageTransformer(Autoregressive):
             feed_forward = FeedForward(
                 width, config.mlp_width, activation=config.activation, grid=grid, kernel=config.mlp_kernel
             )
-            self.layers.append(
+            layers.append(
                 DecoderLayer(
                     width,
                     attention=attention if index in attending else None,
@@ -105,6 +111,7 @@ class ImageTransformer(Autoregressive):
                     dropout_prob=config.dropout_prob,
                 )
             )
+        self.layers: list[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.final_norm = make_norm(config.norm, width) if config.norm_position == "pre" else nn.Identity()
         if config.output == "plain":
             has_bias = config.distribution == "categorical"  # as in the paper's code
@@ -207,7 +214,9 @@ class ImageTransformer(Autoregressive):
                 raise ConfigError("label was given, but this model was trained without classes. Leave the label out.")
             return None
         if cond.label is None:
-            raise ConfigError(f"label is missing: this model was trained with {self.num_classes} classes and needs one.")
+            raise ConfigError(
+                f"label is missing: this model was trained with {self.num_classes} classes and needs one."
+            )
         if cond.label.shape != (batch_size,) or cond.label.min() < 0 or cond.label.max() >= self.num_classes:
             raise ConfigError(
                 f"label = {cond.label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
@@ -226,7 +235,9 @@ class ImageTransformer(Autoregressive):
             self.head.reset()
         if self.config.init == "paper":  # uniform, variance 0.2 / mean of fan-in and fan-out, dense and embeddings
             for name, weight in self.named_parameters():
-                if weight.ndim >= 2 and not name.startswith(("positions.", "head.") if self.config.output == "residual" else "positions."):
+                if weight.ndim >= 2 and not name.startswith(
+                    ("positions.", "head.") if self.config.output == "residual" else "positions."
+                ):
                     bound = math.sqrt(3 * 0.2 / (sum(weight.shape) / 2))
                     nn.init.uniform_(weight, -bound, bound)
             return

@@ -1,0 +1,101 @@
+"""`rasterformer complete`: go on with images of which the first part is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rasterformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def complete(
+    model: Path,
+    images: list[Path],
+    /,
+    *,
+    known: str = "top:0.5",
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 3,
+    label: str | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    out: Path = Path("completions"),
+    scale: int = 4,
+) -> None:
+    """Complete images of which the first part is known.
+
+    Args:
+        model: run, model folder or checkpoint.
+        images: files, fitted to the model's size as in training.
+        known: top:0.5 (the upper half), rows:12 (the first 12 rows), or a mask image of the model's size, white where
+            the image is known. What is known must come first in the model's generation order.
+        n: completions of each image.
+        label: class of the images, for a model with classes.
+        temperature: below 1 draws more probable images, 1 draws from the model itself.
+        top_k: draw each value from the k most probable ones only.
+        top_p: draw each value from the smallest set with this probability only.
+        seed: another seed, other completions.
+        out: folder for grid.png (known | completions | original) and the single images.
+        scale: magnification in the grid.
+    """
+    import torch
+
+    from rasterformer import load
+    from rasterformer.autoregressive.complete import parse_known
+    from rasterformer.cli.progress import step_progress
+    from rasterformer.data.decode import decode_file
+    from rasterformer.data.png import image_grid, write_png
+    from rasterformer.recipe_file import recipe_hash
+
+    if not images:
+        raise ConfigError("no image was given. Give at least one file: rasterformer complete MODEL IMAGE...")
+    if n < 1 or scale < 1:
+        raise ConfigError(f"-n {n} and --scale {scale} must be at least 1.")
+    system = load(model)
+    originals = system.to_tensor([decode_file(path).image for path in images])
+    size = system.image_size
+    mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
+    with step_progress(f"completing {len(images)} images, {n} times each") as on_step:
+        drawn: Tensor = system.complete(
+            originals,
+            known=mask,
+            n=n,
+            label=label,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            as_tensor=True,
+            on_step=on_step,
+        )
+    shown = torch.where(mask, originals, 128)
+    rows = torch.cat([shown[:, None], drawn, originals[:, None]], 1)  # [images, 1 + n + 1, 3, H, W]
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
+    about = {"kind": "completion", "model": str(model), "recipe": recipe_hash(system.recipe), **options}
+    write_png(out / "grid.png", image_grid(rows.flatten(0, 1), columns=n + 2, scale=scale), metadata=about)
+    for path, completions in zip(images, drawn, strict=True):
+        for k, image in enumerate(completions):
+            write_png(out / f"{path.stem}-{k}.png", image, metadata={**about, "image": path.name, "completion": k})
+    print(
+        f"{len(images) * n} completions in {out}, all together in {out / 'grid.png'} (known | completions | original)"
+    )
+
+
+def _read_mask(path: Path, size: int) -> Tensor:
+    """A mask image -> bool [H, W], True where it is white."""
+    import torch
+
+    from rasterformer.data.decode import decode_file
+
+    image = decode_file(path).image.convert("L")
+    if image.size != (size, size):
+        raise ConfigError(
+            f"--known {path}: the mask is {image.width}x{image.height}, the model's images are {size}x{size}."
+        )
+    return torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(size, size) >= 128

@@ -1,0 +1,102 @@
+"""The report of a folder with everything in it, and how the command shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rasterformer.cli.scan import scan as scan_command
+from rasterformer.data.scan import scan
+from rasterformer.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_folder, write_image, noise) -> Path:
+    root = write_folder(tmp_path / "pets", ["cat/a.png", "cat/b.png", "dog/c.bmp"])
+    shutil.copy(root / "cat/a.png", root / "dog/copy of a.png")
+    write_image(root / "dog/large.jpg", noise(20, 30))
+    layered = np.zeros((9, 9, 4), np.uint8)
+    write_image(root / "dog/transparent.png", layered)
+    (root / "cat/empty.png").touch()
+    (root / "cat/broken.png").write_bytes(b"broken")
+    (root / "cat/a.txt").write_text("a cat")
+    (root / "notes.md").write_text("not an image")
+    return root
+
+
+def test_report_counts_everything(folder: Path) -> None:
+    report = scan(str(folder))
+    assert (report.name, report.ok, report.repaired, len(report.skipped)) == ("pets", 5, 1, 2)
+    assert report.repairs == {"transparency composited on white": 1}
+    assert [name for name, _ in report.skipped] == ["cat/broken.png", "cat/empty.png"]
+    assert report.zero_bytes == ("cat/empty.png",)
+    assert report.sizes == {"8x8": 4, "30x20": 1, "9x9": 1}
+    assert report.formats == {"PNG": 4, "BMP": 1, "JPEG": 1}
+    assert report.modes == {"RGB": 5, "RGBA": 1}
+    assert report.classes == {"cat": 2, "dog": 4}
+    assert report.duplicates == (("cat/a.png", "dog/copy of a.png"),)
+    assert (report.captions, report.other_files, report.smallest_side) == (1, ("notes.md",), 8)
+    assert (report.split_origin, report.splits) == (None, {})
+
+
+def test_actions_say_what_training_will_do(folder: Path) -> None:
+    actions = "\n".join(scan(str(folder)).actions)
+    for sentence in (
+        "6 of 8 images will be used; the others are passed over.",
+        "1 images: transparency composited on white.",
+        "With data.image_size up to 8 all of them are used",
+        "1 images are copies of another one",
+        "2 classes are there",
+        "The set has no split of its own",
+    ):
+        assert sentence in actions
+
+
+def test_report_of_nothing_usable(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    report = scan(str(tmp_path))
+    assert (report.ok, report.smallest_side) == (0, None)
+    assert report.actions == ("There is nothing to train on: no image can be used.",)
+
+
+def test_own_split_is_counted() -> None:
+    report = scan("emoji")
+    assert report.splits == {"train": 2818, "test": 308}
+    assert sum(report.classes.values()) == 3126
+
+
+def test_missing_path_is_refused() -> None:
+    with pytest.raises(DataError, match="'no/such/place': no such file"):
+        scan("no/such/place")
+
+
+def test_command_prints_and_writes_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan_command(str(folder), json=tmp_path / "report.json")
+    printed = capsys.readouterr().out
+    for words in ("pets: 6 usable images", "repaired", "cat/broken.png", "What will be done:", "report.json"):
+        assert words in printed
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["ok"] == 5 and written["duplicates"] == [["cat/a.png", "dog/copy of a.png"]]
+    assert written == json.loads(json.dumps(scan(str(folder)).to_dict()))
+
+
+def test_command_refuses_a_json_path_that_cannot_be_written(folder: Path) -> None:
+    with pytest.raises(DataError, match="gone/report.json: cannot be written"):
+        scan_command(str(folder), json=Path("gone/report.json"))
+
+
+def test_hostile_names_are_printed_as_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    for name in (b"\xff.png", b"\x1b[31mred.png", b"[bold]x.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(b"broken")
+    scan_command(str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "\\udcff.png" in printed and "\\x1b[31mred.png" in printed and "[bold]x.png" in printed
+    assert "\x1b[31m" not in printed
