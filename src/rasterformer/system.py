@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rasterformer import registry
 from rasterformer.autoregressive.complete import known_prefix, parse_known
-from rasterformer.autoregressive.sample import draw, image_generators
+from rasterformer.autoregressive.sample import draw, image_generators, stream_seed
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.checkpoint import latest_checkpoint, load_checkpoint, load_model_folder, save_model_folder
 from rasterformer.codecs.pixels import PixelCodec
@@ -109,7 +109,7 @@ class System:
             label: class name or index, for all or one for each. None: no class; a model with classes then draws a class
                 for each image, uniformly, from the seed.
             temperature, top_k, top_p: see `SampleOptions`.
-            seed: 0 <= seed < 2^31.
+            seed: any integer.
             batch_size: images drawn at a time.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             on_step: told (positions done, positions in all) over all batches.
@@ -155,7 +155,8 @@ class System:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
             known: `top:0.5`, `rows:12`, or a mask bool [H, W]; must be a prefix of the generation order.
             n: completions of each image.
-            label, temperature, top_k, top_p, seed, batch_size, as_tensor, on_step: as in `sample`.
+            label: class name or index, for all or one for each of the B images. None: as in `sample`.
+            temperature, top_k, top_p, seed, batch_size, as_tensor, on_step: as in `sample`.
 
         Returns:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
@@ -170,6 +171,8 @@ class System:
         count_known = known_prefix(self.codec, mask)
         x = self.codec.encode(pixels).repeat_interleave(n, 0)
         total, length = len(x), self.codec.x_shape[0]
+        if label is not None and not isinstance(label, str | int):
+            label = [entry for entry in label for _ in range(n)]
         cond = self._cond(label, total, seed)
         options = SampleOptions(temperature, top_k, top_p)
         drawn = []
@@ -269,7 +272,7 @@ class System:
                 raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
             return Cond()
         if label is None:  # one stream per image, apart from the images' own streams
-            streams = (torch.Generator().manual_seed((seed << 32) + (1 << 31) + k) for k in range(count))
+            streams = (torch.Generator().manual_seed(stream_seed(seed, "label", k)) for k in range(count))
             classes = [int(torch.randint(self.model.num_classes, (), generator=g)) for g in streams]
         else:
             labels = [label] * count if isinstance(label, str | int) else list(label)

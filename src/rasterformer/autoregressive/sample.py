@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -12,15 +13,24 @@ from rasterformer.errors import ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
 
 
+def stream_seed(seed: int, purpose: str, number: int) -> int:
+    """Returns the 32-bit seed of the `number`-th random stream that serves `purpose`.
+
+    torch's generator on the CPU reads the lowest 32 bits of a seed and no more, so seeds are hashed to a place in them.
+    """
+    start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big")
+    return (start + number) % 2**32
+
+
 def image_generators(seed: int, count: int, *, first: int = 0) -> list[torch.Generator]:
     """One random stream per image: image k of a seed is the same in every batch.
 
     Args:
-        seed: 0 <= seed < 2^31.
+        seed: any integer.
         count: number of generators.
         first: index of the first image.
     """
-    return [torch.Generator().manual_seed((seed << 32) + first + k) for k in range(count)]
+    return [torch.Generator().manual_seed(stream_seed(seed, "image", first + k)) for k in range(count)]
 
 
 @torch.inference_mode()

@@ -123,13 +123,18 @@ class DiscretizedLogisticMixture(Distribution):
         red, green = values[..., 0, None], values[..., 1, None]
         c0, c1, c2 = coefficients.unbind(-2)
         shift = torch.stack([torch.zeros_like(c0), c0 * red, c1 * red + c2 * green], -2)
-        return logits, self._log_mass(values[..., None], means + shift, log_scales)
+        return logits, self._log_mass(x.to(means.dtype)[..., None], means + shift, log_scales)
 
-    def _log_mass(self, values: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-        """log of the logistic's mass in the bin of a grid value; all arguments broadcast."""
-        half = torch.exp(-log_scales) / (self.vocab_size - 1)  # half a bin, in scales
-        centre = (values - means) * torch.exp(-log_scales)
-        lowest, highest = values <= -1 + 1e-6, values >= 1 - 1e-6
+    def _log_mass(self, levels: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        """log of the logistic's mass in the bin of a value 0..levels-1; all arguments broadcast.
+
+        Distances are taken in levels, which floats hold exactly: neighbouring bins then share their edge to the last
+        digit also where a scale is far below a level.
+        """
+        top = self.vocab_size - 1
+        half = torch.exp(-log_scales) / top  # half a bin, in scales
+        centre = (levels - (means + 1) * (top / 2)) * (2 * half)
+        lowest, highest = levels == 0, levels == top
         width = torch.log(-torch.expm1(-2 * half))
         below = torch.where(highest, 0, F.softplus(-(centre + half)))
         above = torch.where(lowest, 0, F.softplus(centre - half))
@@ -142,8 +147,9 @@ class DiscretizedLogisticMixture(Distribution):
         by_component = coefficients.transpose(-1, -2)  # [..., M, 3]
         for c in range(channel):  # the known channels make some components more credible
             mean = means[..., c, :] + self._shift(by_component, known, c)
-            log_weights = log_weights + self._log_mass(known[c], mean, log_scales[..., c, :])
+            value = prefix[..., c, None].to(mean.dtype)
+            log_weights = log_weights + self._log_mass(value, mean, log_scales[..., c, :])
         mean = means[..., channel, :] + self._shift(by_component, known, channel)  # [..., M]
-        levels = self.to_grid(torch.arange(self.vocab_size, device=means.device), means.dtype)[:, None]  # [K, 1]
+        levels = torch.arange(self.vocab_size, dtype=means.dtype, device=means.device)[:, None]  # [K, 1]
         mass = self._log_mass(levels, mean[..., None, :], log_scales[..., channel, None, :])  # [..., K, M]
         return torch.logsumexp(torch.log_softmax(log_weights, -1)[..., None, :] + mass, -1).exp()

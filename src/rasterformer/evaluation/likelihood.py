@@ -82,7 +82,7 @@ class LikelihoodReport:
         if self.lossless_data is False:
             found.append("The images were stored with loss (JPEG): the figure is not comparable with published ones.")
         if self.lossless_data is None:
-            found.append("Some images may be stored with loss (JPEG): the figure is not comparable with published ones.")
+            found.append("Some images may be lossy (JPEG): the figure is not comparable with published ones.")
         if self.overlap_with_training:
             found.append(f"{self.overlap_with_training:,} of the scored images are training images too.")
         if self.dtype not in ("float32", "float64"):

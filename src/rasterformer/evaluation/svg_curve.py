@@ -76,9 +76,9 @@ def svg_curve(
 
 def ticks(low: float, high: float) -> list[float]:
     """Returns two to eight round numbers, equally spaced, that enclose low..high."""
-    span = max(high - low, 1e-6 * max(abs(low), abs(high)))
-    if span < 1e-12:
-        span = 1.0
+    span, size = high - low, max(abs(low), abs(high))
+    if span <= 1e-6 * size or span < 1e-12:  # a constant
+        span = size if size >= 1e-12 else 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if span / (power * m) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

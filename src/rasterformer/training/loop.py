@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from rasterformer.autoregressive.sample import stream_seed
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import training_batches
 from rasterformer.data.png import image_grid, write_png
@@ -151,7 +152,7 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
         return False
     shipped = shipped_weights(run.folder, run.system, ema)
     model.load_state_dict(shipped)
-    if measured_at != progress.step or not progress.step:
+    if measured_at != progress.step or not progress.step or training.average_checkpoints:
         _measure(run, None, progress, log, say)
     _draw_samples(run, None, progress.step)
     run.system.steps = progress.step
@@ -224,7 +225,7 @@ def _is_due(every: int | None, step: int) -> bool:
 def _dropout_stream(seed: int, step: int, device: torch.device):  # type: ignore[no-untyped-def]
     """Random numbers inside depend on seed and step only, so that a resumed run drops the same units."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed << 32) + step)
+        torch.manual_seed(stream_seed(seed, "dropout", step))
         yield
 
 

@@ -116,6 +116,8 @@ class Config:
             rows, cols = getattr(self, name)
             if rows < 1 or cols < 1 or cols % 2 == 0:
                 found.append(f"model.{name} = {(rows, cols)} must be positive, with an odd number of columns.")
+        if self.input == "neighbourhood" and self.neighbourhood == (1, 1):
+            found.append("model.neighbourhood = (1, 1) holds no earlier cell. Use a wider one, such as (2, 3).")
         if self.attention_layers is not None:
             wrong = [layer for layer in self.attention_layers if not 0 <= layer < self.depth]
             if wrong:

@@ -1,0 +1,22 @@
+"""`python -m benchmarks NAME ...`, from the root of the checkout; NAME is one of the scripts below."""
+
+import importlib
+import sys
+
+SCRIPTS = {
+    "cifar10_20_minutes": "equal training time on CIFAR-10: the house recipe, the paper's form, a PixelCNN++",
+    "training_step": "speed of a training step: local against dense attention, and the share of the machine's peak",
+    "render": "docs/results.md from the JSON of the others",
+}
+
+
+def main() -> None:
+    """Runs one script with the rest of the arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
+        lines = "\n".join(f"  {name:20} {text}" for name, text in SCRIPTS.items())
+        sys.exit(f"usage: python -m benchmarks NAME [--help]\n{lines}")
+    importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
