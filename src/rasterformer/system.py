@@ -245,7 +245,7 @@ class System:
             if min(image.size) < size:
                 raise ShapeError(f"image {k} is {image.width}x{image.height}; this model needs at least {size}x{size}.")
         fitted = [fit_square(image.convert("RGB"), size, fit=self.recipe.data.fit)[0] for image in images]
-        return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(np.stack(fitted))
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""

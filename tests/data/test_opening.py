@@ -10,12 +10,25 @@ import torch
 from PIL import Image
 
 from rasterformer.data import EMBEDDED_SETS, open_images
-from rasterformer.errors import DataError, ShapeError
+from rasterformer.errors import ConfigError, DataError, ShapeError
 
 
 def test_missing_path_is_named_with_the_embedded_sets() -> None:
     with pytest.raises(DataError, match="data.path = 'no/such/place': no such file or folder.*emoji, toonheads"):
         open_images("no/such/place", image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [
+        ({"image_size": 0}, "data.image_size = 0"),
+        ({"split": "tests"}, "split = 'tests' is not known. Did you mean 'test'"),
+        ({"holdout_fraction": 1.0}, "data.holdout_fraction = 1.0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], received: str) -> None:
+    with pytest.raises(ConfigError, match=received):
+        open_images("toonheads", **({"image_size": 8} | options))
 
 
 def test_unknown_embedded_set_is_refused_with_the_nearest_name() -> None:

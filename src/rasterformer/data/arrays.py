@@ -192,14 +192,12 @@ def assemble(
     annotations: Sequence[Annotations],
     *,
     split_origin: str | None = None,
-    class_names: tuple[str, ...] = (),
 ) -> Source:
     """Joins the parts of a set and numbers its classes, which are those of all parts together.
 
     Args:
         parts: the items of each part.
         annotations: what is known about each part.
-        class_names: the classes where no part names them.
 
     Raises:
         DataError: a label is not among the class names.
@@ -207,8 +205,8 @@ def assemble(
     labels = {label for part in annotations for label in part.labels}
     named = max((part.class_names for part in annotations), key=len)
     found, index_of = name_classes(labels)
-    if labels and (named or class_names):
-        found = named or class_names
+    if labels and named:
+        found = named
         index_of = {label: index for index, label in enumerate(found)}
         if unknown := sorted(labels - set(found)):
             raise DataError(f"{name}, labels: {unknown[0]!r} is not among the class names {', '.join(found)}.")

@@ -24,6 +24,7 @@ from rasterformer.data.metadata import json_lines
 from rasterformer.data.source import TEST_NAMES, Item, Source
 from rasterformer.errors import DataError
 
+WEBP_LOSSLESS = {b"VP8L": True, b"VP8 ": False}  # the first chunk of the file
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -69,30 +70,37 @@ def compact_source(path: Path) -> Source | None:
     Raises:
         DataError: a file is damaged, or it is not clear which set of the folder is meant.
     """
-    if path.is_file():
-        if path.suffix == ".npz" and not path.with_suffix(".webp").exists():
-            return npz_source(path)
-        if path.suffix not in (".webp", ".npz", ".jsonl"):
-            return None
-        if not _is_sheet(path.with_suffix(".webp")):
-            raise DataError(
-                f"{path}: a contact sheet needs {path.stem}.npz or {path.stem}.jsonl beside it, which says how many "
-                "tiles it has. For single images give their folder."
-            )
-        return _join(path.name, [_part(path.parent, path.stem)])
-    stems = {file.stem for file in path.glob("*.npz")} | {f.stem for f in path.glob("*.webp") if _is_sheet(f)}
-    images = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.stem not in stems]
-    if not stems or images or any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
+    found = _file_source(path) if path.is_file() else _folder_source(path)
+    if found is None or found.class_names != tuple("0123456789"):
+        return found
+    folder = path.parent if path.is_file() else path
+    is_cifar10 = re.match("cifar-?10(?!0)", folder.resolve().name, re.IGNORECASE)
+    return replace(found, class_names=CIFAR10_CLASSES) if is_cifar10 else found
+
+
+def _file_source(path: Path) -> Source | None:
+    if path.suffix == ".npz" and not path.with_suffix(".webp").exists():
+        return npz_source(path)
+    if path.suffix not in (".webp", ".npz", ".jsonl"):
         return None
-    return _folder_source(path, sorted(stems))
+    if not _is_sheet(path.with_suffix(".webp")):
+        raise DataError(
+            f"a contact sheet needs {path.stem}.npz or {path.stem}.jsonl beside it, which says how many "
+            "tiles it has. For single images give their folder."
+        )
+    return _join(path.name, [_part(path.parent, path.stem)])
 
 
 def _is_sheet(webp: Path) -> bool:
     return webp.is_file() and any(webp.with_suffix(suffix).is_file() for suffix in (".npz", ".jsonl"))
 
 
-def _folder_source(folder: Path, stems: list[str]) -> Source:
-    if stems and len(stems) == 1:
+def _folder_source(folder: Path) -> Source | None:
+    stems = sorted({f.stem for f in folder.glob("*.npz")} | {f.stem for f in folder.glob("*.webp") if _is_sheet(f)})
+    images = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.stem not in stems]
+    if not stems or images or any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+        return None
+    if len(stems) == 1:
         found = compact_source(
             next(folder / f"{stems[0]}{s}" for s in (".npz", ".webp") if (folder / f"{stems[0]}{s}").is_file())
         )
@@ -108,17 +116,15 @@ def _folder_source(folder: Path, stems: list[str]) -> Source:
     choice = lossless or complete
     if len(choice) != 1:
         raise DataError(
-            f"{folder}: it holds {', '.join(stems)}, and it is not clear which is meant. "
+            f"it holds {', '.join(stems)}, and it is not clear which is meant. "
             "Name two of them train and test, or give the path of one file."
         )
     ((suffix, parts),) = choice.items()
     test = next(name for name in TEST_NAMES if name in parts)
-    kind = "lossless" if lossless else suffix or "npz"
     return _join(
-        f"{folder.name} (compact, {kind})",
+        f"{folder.name} (compact, {suffix})" if suffix else f"{folder.name} (compact)",
         [_part(folder, parts["train"]), _part(folder, parts[test])],
         split_origin=f"the set's own files {parts['train']} and {parts[test]}",
-        class_names=CIFAR10_CLASSES if re.match("cifar-?10(?!0)", folder.name, re.IGNORECASE) else (),
     )
 
 
@@ -136,8 +142,9 @@ def _part(folder: Path, stem: str) -> tuple[list[Item], Annotations]:
                 f"{where}neither labels, names, index nor captions are there, so the tiles cannot be counted."
             )
         sheet = _Sheet(webp, counted[0])
-        digest = hashlib.sha256(webp.read_bytes()).hexdigest()
-        items = [Item(str(k), partial(sheet.load, k), f"{digest}/{k}", lossless=True) for k in range(sheet.count)]
+        content = webp.read_bytes()
+        digest, lossless = hashlib.sha256(content).hexdigest(), WEBP_LOSSLESS.get(content[12:16])
+        items = [Item(str(k), partial(sheet.load, k), f"{digest}/{k}", lossless=lossless) for k in range(sheet.count)]
     else:
         items = array_items(arrays, where=where)
     annotations = annotations_of(arrays, len(items), where=where)
@@ -163,7 +170,6 @@ def _join(
     parts: list[tuple[list[Item], Annotations]],
     *,
     split_origin: str | None = None,
-    class_names: tuple[str, ...] = (),
 ) -> Source:
     items = [part[0] for part in parts]
     if split_origin is not None:
@@ -171,7 +177,4 @@ def _join(
             [replace(item, split="train") for item in items[0]],
             [replace(item, split="test") for item in items[1]],
         ]
-    annotations = [part[1] for part in parts]
-    if class_names and all(part.labels and not part.class_names for part in annotations):
-        annotations = [replace(p, labels=tuple(class_names[int(v)] for v in p.labels)) for p in annotations]
-    return assemble(name, items, annotations, split_origin=split_origin, class_names=class_names)
+    return assemble(name, items, [part[1] for part in parts], split_origin=split_origin)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from rasterformer.data.imageset import ImageSet
 from rasterformer.data.locate import find_source
 from rasterformer.data.prepare import OnProgress, map_in_order
 from rasterformer.data.source import Item, Source
-from rasterformer.errors import DataError
+from rasterformer.errors import ConfigError, DataError, did_you_mean
 
 Split = Literal["train", "test", "all"]
 
@@ -50,9 +50,11 @@ def open_images(
         on_progress: called now and then with (images done, images in all).
 
     Raises:
+        ConfigError: image_size is below 1, split is not known, or holdout_fraction is not between 0 and 1.
         DataError: nothing is at `path`; it holds no image; none can be used; all are smaller than `image_size`; or the
             split has no image.
     """
+    _check_options(image_size, split, holdout_fraction)
     source = find_source(path)
     if not source.items:
         raise DataError(
@@ -82,6 +84,15 @@ def open_images(
         num_images=len(kept),
         pixels=torch.from_numpy(prepared.pixels) if prepared.pixels is not None else _decoder(kept, image_size, fit),
     )
+
+
+def _check_options(image_size: int, split: str, holdout_fraction: float) -> None:
+    if image_size < 1:
+        raise ConfigError(f"data.image_size = {image_size} must be at least 1 pixel.")
+    if split not in get_args(Split):
+        raise ConfigError(f"split = {split!r} is not known.{did_you_mean(split, get_args(Split))}")
+    if not 0.0 < holdout_fraction < 1.0:
+        raise ConfigError(f"data.holdout_fraction = {holdout_fraction} must lie between 0 and 1.")
 
 
 def _choose(source: Source, split: Split, holdout_fraction: float, path: str) -> tuple[Sequence[Item], str]:

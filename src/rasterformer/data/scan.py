@@ -93,6 +93,8 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
     for item, seen in usable:
         by_content.setdefault(seen.digest, []).append(item.name)
     duplicates = tuple(tuple(names) for names in by_content.values() if len(names) > 1)
+    split_of = {item.name: item.split for item, _ in usable}
+    leaked = sum({"train", "test"} <= {split_of[name] for name in names} for names in duplicates)
     repairs = Counter(repair for _, seen in usable for repair in seen.repairs)
     repaired = sum(bool(seen.repairs) for _, seen in usable)
     smallest = min((min(seen.size) for _, seen in usable), default=None)
@@ -119,7 +121,14 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
         other_files=source.other_files,
         actions=tuple(
             _actions(
-                len(usable), len(source.items), repairs, smallest, duplicates, source.class_names, source.split_origin
+                len(usable),
+                len(source.items),
+                repairs,
+                smallest,
+                num_copies=len(usable) - len(by_content),
+                num_leaked=leaked,
+                num_classes=len(source.class_names),
+                split_origin=source.split_origin,
             )
         ),
     )
@@ -139,8 +148,10 @@ def _actions(
     total: int,
     repairs: Counter[str],
     smallest: int | None,
-    duplicates: tuple[tuple[str, ...], ...],
-    class_names: tuple[str, ...],
+    *,
+    num_copies: int,
+    num_leaked: int,
+    num_classes: int,
     split_origin: str | None,
 ) -> list[str]:
     if smallest is None:
@@ -152,14 +163,16 @@ def _actions(
     actions.append(
         f"With data.image_size up to {smallest} all of them are used; beyond that the smaller ones are passed over."
     )
-    if duplicates:
-        extra = sum(len(names) - 1 for names in duplicates)
+    if num_copies:
+        where = "may lie" if split_origin is None else f"lie, for {num_leaked} images,"
         actions.append(
-            f"{extra} images are copies of another one and are used all the same; copies that fall on both sides of "
-            "the split make held-out figures too good, so remove them."
+            f"{num_copies} images are copies of another one and are used all the same. Copies {where} on both sides of the "
+            "split, which makes held-out figures too good: remove them."
+            if split_origin is None or num_leaked
+            else f"{num_copies} images are copies of another one in the same part and are used all the same."
         )
-    if class_names:
-        actions.append(f"{len(class_names)} classes are there: data.use_labels = true conditions on them.")
+    if num_classes:
+        actions.append(f"{num_classes} classes are there: data.use_labels = true conditions on them.")
     actions.append(
         f"Held-out images come from {split_origin}."
         if split_origin

@@ -52,7 +52,8 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
 th { text-align: left; color: var(--soft); font-weight: 500; font-size: .85rem }
 th, td { padding: .5rem 1.2rem .5rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
 tr:last-child td { border-bottom: 0 }
-.number { text-align: right; padding-right: 0 }
+th:last-child, td:last-child { padding-right: 0 }
+.number { text-align: right; width: 1%; white-space: nowrap; padding-right: 3rem }
 tr.marked td { font-weight: 650; color: var(--accent) }
 pre { background: #23211d; color: #f6f3ec; border-radius: 8px; padding: 12px 16px; overflow-x: auto;
   font: .88rem/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; margin: .3rem 0 1.1rem }

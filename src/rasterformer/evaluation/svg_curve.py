@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 COLOURS = ("#2463b4", "#c8501e", "#2a7f4f", "#7a4aa8", "#8a6d1a")  # told apart also by most colour-blind readers
-WIDTH, HEIGHT = 760, 340  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 62, 170, 16, 52  # margins; names stand in the right one
+WIDTH, HEIGHT = 860, 360  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 62, 220, 16, 52  # margins; names stand in the right one
 LABEL_DISTANCE = 16
 
 

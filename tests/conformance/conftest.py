@@ -1,0 +1,202 @@
+"""What every system must hold is tested on these small models; a new system adds its own to CONFIGS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from rasterformer import registry
+from rasterformer.codecs import PixelCodec
+from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
+from rasterformer.interfaces import Autoregressive, Cond, Loss, OnStep, SampleOptions
+
+SMALL = {"width": 12, "depth": 2, "num_heads": 2, "mlp_width": 16, "dropout_prob": 0.0}
+DMOL = {"distribution": "dmol", "num_mixtures": 2}
+MODERN = {
+    "input": "neighbourhood",
+    "norm_position": "pre",
+    "norm": "rms",
+    "activation": "swiglu",
+    "output": "residual",
+    "learned_start": True,
+    "qk_norm": True,
+    "num_kv_heads": 1,
+}
+# system -> name -> (fields of its Config, number of classes); all at 4x4 pixels, where L is 48 or 16
+CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
+    "image_transformer": {
+        "cat-1d": ({"block_length": 7, "memory_length": 7}, 0),
+        "cat-1d-memory-5": ({"block_length": 8, "memory_length": 5, "positions": "learned"}, 0),
+        "cat-1d-classes": ({"block_length": 8, "memory_length": 8, "norm_position": "pre"}, 3),
+        "cat-1d-no-memory": ({"block_length": 12, "memory_length": 0, "positions": "none"}, 0),
+        "cat-full": ({"attention": "full", "norm_position": "pre", "positions": "learned_summed", "norm": "rms"}, 0),
+        "cat-2d": ({"attention": "local_2d", "query_block": (2, 2), "flange": (1, 1)}, 0),
+        "cat-2d-classes": (
+            {"attention": "local_2d", "query_block": (2, 2), "flange": (2, 2), "num_kv_heads": 1, "qk_norm": True},
+            3,
+        ),
+        "cat-2d-cells": (
+            {"attention": "local_2d", "query_block": (2, 4), "flange": (1, 2), "block_unit": "cell"},
+            0,
+        ),
+        "cat-modern": (
+            {**MODERN, "neighbourhood": (3, 9), "mlp_kernel": (2, 5), "block_length": 20, "memory_length": 20}
+            | {"attention_layers": (1,), "init": "zero_residual", "width": 16, "rotary": True},
+            0,
+        ),
+        "cat-modern-classes": ({**MODERN, "attention": "full", "mlp_kernel": (2, 3), "activation": "gelu"}, 3),
+        "dmol-linear": ({**DMOL, "input": "linear", "block_length": 5, "memory_length": 5}, 0),
+        "dmol-linear-relu": (
+            {**DMOL, "input": "linear_relu", "positions": "learned", "attention_width": 8}
+            | {"block_length": 6, "memory_length": 9},
+            0,
+        ),
+        "dmol-table-classes": ({**DMOL, "block_length": 5, "memory_length": 10, "learned_start": True}, 3),
+        "dmol-2d": (
+            {**DMOL, "input": "linear", "attention": "local_2d", "query_block": (2, 2), "flange": (1, 1)}
+            | {"rotary": True, "width": 16, "num_kv_heads": 1},
+            0,
+        ),
+        "dmol-2d-classes": (
+            {**DMOL, "attention": "local_2d", "query_block": (2, 1), "flange": (2, 2), "norm_position": "pre"},
+            3,
+        ),
+        "dmol-modern": (
+            {**DMOL, **MODERN, "neighbourhood": (2, 3), "mlp_kernel": (2, 3), "block_length": 7, "memory_length": 7}
+            | {"attention_layers": (0,), "width": 16, "rotary": True},
+            0,
+        ),
+        "dmol-modern-classes": (
+            {**DMOL, **MODERN, "block_length": 5, "memory_length": 5, "mlp_kernel": (1, 3)},
+            3,
+        ),
+    }
+}
+CASES = [(system, name) for system, named in CONFIGS.items() for name in named]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One small model's description."""
+
+    system: str
+    fields: dict[str, Any]
+    num_classes: int
+
+    def build(
+        self, *, image_size: int = 4, dtype: torch.dtype = torch.float64, noise: float = 0.3
+    ) -> tuple[PixelCodec, Autoregressive]:
+        """The model with large random weights, so that any leak shows, in evaluation mode."""
+        fields = dict(self.fields)
+        if image_size == 2:  # the 2D blocks must tile, and 1D blocks be shorter than the image
+            fields |= {
+                "block_length": 2 if "num_mixtures" in fields else 5,
+                "query_block": (1, 2) if fields.get("block_unit") == "cell" else (1, 1),
+                "memory_length": min(fields.get("memory_length", 0), 3),
+            }
+        config = registry.config_class(self.system)(**{**SMALL, **fields})
+        assert config.problems() == []
+        torch.manual_seed(0)
+        codec, model = registry.model_module(self.system).build(
+            config, image_size=image_size, num_classes=self.num_classes
+        )
+        model = model.to(dtype).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += noise * torch.randn_like(weight)
+        return codec, model
+
+    def cond(self, batch_size: int) -> Cond:
+        """Classes 0, 1, 2, 0, ..., or nothing."""
+        return Cond(label=torch.arange(batch_size) % self.num_classes) if self.num_classes else Cond()
+
+
+@pytest.fixture(params=CASES, ids=[f"{system}-{name}" for system, name in CASES])
+def case(request: pytest.FixtureRequest) -> Case:
+    system, name = request.param
+    return Case(system, *CONFIGS[system][name])
+
+
+@pytest.fixture
+def small_configs() -> dict[str, dict[str, tuple[dict[str, Any], int]]]:
+    """All small models, by system."""
+    return CONFIGS
+
+
+class FewLevels(Autoregressive):
+    """A model whose sub-pixels take `levels` values, spread over 0..255, so that all its images can be listed.
+
+    The network is the unchanged model; it sees the spread values. Of categorical logits those of the spread values are
+    kept; the mixture of logistics has its number of levels as a parameter.
+    """
+
+    def __init__(self, model: Autoregressive, levels: int) -> None:
+        super().__init__()
+        self.model = model
+        self.num_classes, self.x_shape = model.num_classes, model.x_shape
+        self.values = torch.arange(levels) * 255 // (levels - 1)
+        is_categorical = isinstance(model.distribution, Categorical)
+        self.kept = self.values if is_categorical else slice(None)
+        mixtures = model.distribution.params_per_position // 10
+        self.distribution = Categorical(levels) if is_categorical else DiscretizedLogisticMixture(mixtures, levels)
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        params: Tensor = self.model(self.values[x], cond)[..., self.kept]
+        return params
+
+    def begin(self, cond: Cond, batch_size: int) -> tuple[Tensor, Any]:
+        params, state = self.model.begin(cond, batch_size)
+        return params[..., self.kept], state
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        params, state = self.model.step(self.values[x], state)
+        return params[..., self.kept], state
+
+    def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
+        raise NotImplementedError("likelihoods of this model are taken from forward")
+
+    def sample(
+        self, cond: Cond, batch_size: int, *, options: SampleOptions, rng: Any, on_step: OnStep | None = None
+    ) -> Tensor:
+        raise NotImplementedError("samples of this model are taken by draw")
+
+    def every_x(self) -> Tensor:
+        """All images: int64 [levels^(L E), L, E]."""
+        symbols = self.x_shape[0] * self.x_shape[1]
+        levels = len(self.values)
+        number = torch.arange(levels**symbols)[:, None]
+        return (number // levels ** torch.arange(symbols) % levels).unflatten(1, self.x_shape)
+
+    def index_of(self, x: Tensor) -> Tensor:
+        """x [B, L, E] -> its place in `every_x`, int64 [B]."""
+        symbols = x.flatten(1)
+        return (symbols * len(self.values) ** torch.arange(symbols.shape[1])).sum(1)
+
+
+@pytest.fixture
+def few_levels() -> Callable[[Autoregressive, int], FewLevels]:
+    return FewLevels
+
+
+@pytest.fixture
+def fit_p_value() -> Callable[[Tensor, Tensor], float]:
+    """counts int64 [K], probabilities [K] -> p of the chi-square test; rare values are merged, 20 expected together."""
+
+    def p_value(counts: Tensor, probs: Tensor) -> float:
+        order = probs.argsort()
+        expected = (probs[order] * counts.sum()).double()
+        bins = (expected.cumsum(0) - expected / 2).div(20).floor()  # consecutive values of about 20 expected
+        _, bins = bins.unique_consecutive(return_inverse=True)
+        size = int(bins.max()) + 1
+        assert size > 3, "too few bins for a test"
+        wanted = torch.zeros(size, dtype=torch.float64).index_add_(0, bins, expected)
+        found = torch.zeros(size, dtype=torch.float64).index_add_(0, bins, counts[order].double())
+        return float(scipy.stats.chisquare(found, wanted * found.sum() / wanted.sum()).pvalue)
+
+    return p_value

@@ -1,0 +1,75 @@
+"""The causal convolution against a loop over cells and taps."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rasterformer.nn.convolution import CausalConv2d
+
+GRID = (4, 5)
+KERNELS = [(1, 1), (1, 3), (2, 1), (2, 3), (3, 5), (3, 7), (6, 3), (2, 11)]  # the last three reach beyond the grid
+
+
+def make(kernel: tuple[int, int], *, sees_itself: bool) -> CausalConv2d:
+    torch.manual_seed(0)
+    convolution = CausalConv2d(2, 3, GRID, kernel, sees_itself=sees_itself).double()
+    torch.nn.init.normal_(convolution.bias)
+    return convolution
+
+
+def random_x() -> Tensor:
+    return torch.randn(2, 20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def cases() -> list[tuple[tuple[int, int], bool]]:
+    return [(kernel, itself) for kernel in KERNELS for itself in (True, False) if itself or kernel != (1, 1)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kernel", "sees_itself"), cases())
+def test_forward_equals_a_loop_over_cells_and_taps(kernel: tuple[int, int], sees_itself: bool) -> None:
+    convolution, x = make(kernel, sees_itself=sees_itself), random_x()
+    taps = [
+        (row, col)
+        for row in range(-kernel[0] + 1, 1)
+        for col in range(-(kernel[1] // 2), kernel[1] // 2 + 1)
+        if row < 0 or col < 0 or (sees_itself and col == 0)
+    ]
+    assert convolution.weight.shape == (3, 2 * len(taps))
+    expected = convolution.bias.expand(2, 20, 3).clone()
+    for cell in range(20):
+        row, col = divmod(cell, 5)
+        for number, (down, right) in enumerate(taps):
+            if row + down >= 0 and 0 <= col + right < 5:
+                source = x[:, (row + down) * 5 + col + right]
+                expected[:, cell] += source @ convolution.weight[:, 2 * number : 2 * number + 2].T
+    torch.testing.assert_close(convolution(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [1, 3, 20])
+@pytest.mark.parametrize(("kernel", "sees_itself"), cases())
+def test_step_equals_forward(kernel: tuple[int, int], sees_itself: bool, chunk: int) -> None:
+    convolution, x = make(kernel, sees_itself=sees_itself), random_x()
+    ring = convolution.new_ring(2, chunk, x)
+    steps = [convolution.step(x[:, first : first + chunk], ring, first) for first in range(0, 20, chunk)]
+    torch.testing.assert_close(torch.cat(steps, 1), convolution(x), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sees_itself", [True, False])
+def test_no_cell_sees_a_later_one(sees_itself: bool) -> None:
+    convolution, x = make((3, 5), sees_itself=sees_itself), random_x()
+    before = convolution(x)
+    for cell in range(20):
+        changed = x.clone()
+        changed[:, cell] += 1
+        moved = (convolution(changed) - before).abs().amax((0, 2)) > 1e-12
+        assert not bool(moved[: cell + int(not sees_itself)].any())
+        assert bool(moved[cell:].any()) or cell == 19, "every cell that can be seen is seen"
+
+
+def test_the_ring_holds_the_window_and_one_chunk_only() -> None:
+    convolution = make((2, 3), sees_itself=True)
+    assert convolution.reach == 5 + 1  # one row up, one column left
+    assert convolution.new_ring(2, 4, random_x()).rows.shape == (2, 6 + 4, 2)
