@@ -67,13 +67,17 @@ def test_folder_with_train_and_test_sheets_and_jsonl_captions(tmp_path: Path) ->
 def test_lossless_sheets_are_preferred_to_packed_jpegs_and_cifar10_gets_its_class_names(tmp_path: Path) -> None:
     folder = tmp_path / "cifar10"
     for split in ("train", "test"):
-        write_sheet(folder / f"{split}_lossless.webp", tiles(4, 4), columns=2)
-        np.savez(folder / f"{split}_lossless.npz", labels=np.array([9, 3, 0, 3], np.uint8), index=np.arange(4))
+        write_sheet(folder / f"{split}_lossless.webp", tiles(11, 4), columns=3)
+        np.savez(
+            folder / f"{split}_lossless.npz",
+            labels=np.array([9, 3, 0, 3, 1, 2, 4, 5, 6, 7, 8], np.uint8),
+            index=np.arange(11),
+        )
         np.savez(folder / f"{split}_jpeg75.npz", jpeg=np.zeros(1, np.uint8), offsets=np.array([0, 1]))
     images = open_images(str(folder), image_size=4, split="train")
     assert images.name == "cifar10 (compact, lossless)" and images.lossless is True
     assert images.labels is not None
-    assert [images.class_names[k] for k in images.labels.tolist()] == ["truck", "cat", "airplane", "cat"]
+    assert [images.class_names[k] for k in images.labels.tolist()[:4]] == ["truck", "cat", "airplane", "cat"]
     assert images.split_origin == "the set's own files train_lossless and test_lossless"
 
 
@@ -120,3 +124,9 @@ def test_damaged_sheet_is_refused_and_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{}\n{}\n")
     with pytest.raises(DataError, match="none of its 2 images can be used; the first is 'x/0': .*not a PNG"):
         open_images(str(tmp_path / "x.webp"), image_size=4)
+
+
+def test_lossy_sheet_is_not_called_lossless(tmp_path: Path) -> None:
+    Image.fromarray(tiles(1, 64)[0]).save(tmp_path / "x.webp", quality=50)
+    (tmp_path / "x.jsonl").write_text("{}\n{}\n{}\n{}\n")
+    assert open_images(str(tmp_path / "x.webp"), image_size=32).lossless is False

@@ -67,8 +67,15 @@ def test_report_of_nothing_usable(tmp_path: Path) -> None:
 
 def test_own_split_is_counted() -> None:
     report = scan("emoji")
-    assert report.splits == {"train": 2818, "test": 308}
-    assert sum(report.classes.values()) == 3126
+    assert report.splits == {"train": 2818, "test": 305}
+    assert "copies of another one and are used all the same; none lies in train and in test." in report.actions[2]
+    assert sum(report.classes.values()) == 3123
+
+
+def test_copies_across_the_split_are_counted(tmp_path: Path, write_folder) -> None:
+    root = write_folder(tmp_path, ["train/a.png", "train/b.png", "test/c.png"])
+    shutil.copy(root / "train/a.png", root / "test/a.png")
+    assert "1 pictures lie in train and in test: remove them from one" in "\n".join(scan(str(root)).actions)
 
 
 def test_missing_path_is_refused() -> None:

@@ -89,14 +89,16 @@ def reference(attention: Attention, h: Tensor) -> Tensor:
     """h [L, D] -> [L, D], one query, one head, one key at a time."""
     pattern, rows = attention.pattern, []
     group = attention.num_heads // attention.num_kv_heads
+    sizes = [4 * count for count in (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)]
+    of_query, of_key, of_value = attention.project.weight.split(sizes)
     for query in range(pattern.seq_len):
         mixed = []
         for head in range(attention.num_heads):
             vectors = []
             for weight, norm, number, position in [
-                (attention.query.weight, attention.query_norm, head, query),
+                (of_query, attention.query_norm, head, query),
                 *(
-                    (attention.key.weight, attention.key_norm, head // group, key)
+                    (of_key, attention.key_norm, head // group, key)
                     for key in visible_keys(pattern, query)
                 ),
             ]:
@@ -107,7 +109,7 @@ def reference(attention: Attention, h: Tensor) -> Tensor:
             scores = [float(vectors[0] @ key) / math.sqrt(4) for key in vectors[1:]]
             top = max(scores)
             weights = [math.exp(score - top) for score in scores]
-            values = [head_vector(h[k], attention.value.weight, head // group) for k in visible_keys(pattern, query)]
+            values = [head_vector(h[k], of_value, head // group) for k in visible_keys(pattern, query)]
             mixed.append(sum(w / sum(weights) * value for w, value in zip(weights, values, strict=True)))
         rows.append(attention.out.weight @ torch.cat(mixed))
     return torch.stack(rows)

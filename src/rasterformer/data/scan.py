@@ -164,13 +164,15 @@ def _actions(
         f"With data.image_size up to {smallest} all of them are used; beyond that the smaller ones are passed over."
     )
     if num_copies:
-        where = "may lie" if split_origin is None else f"lie, for {num_leaked} images,"
-        actions.append(
-            f"{num_copies} images are copies of another one and are used all the same. Copies {where} on both sides of the "
-            "split, which makes held-out figures too good: remove them."
-            if split_origin is None or num_leaked
-            else f"{num_copies} images are copies of another one in the same part and are used all the same."
-        )
+        copies = f"{num_copies} images are copies of another one and are used all the same"
+        if split_origin is None:
+            actions.append(f"{copies}. Remove them: held out, they make the figures too good.")
+        elif num_leaked:
+            actions.append(
+                f"{copies}. {num_leaked} pictures lie in train and in test: remove them from one of the two."
+            )
+        else:
+            actions.append(f"{copies}; none lies in train and in test.")
     if num_classes:
         actions.append(f"{num_classes} classes are there: data.use_labels = true conditions on them.")
     actions.append(

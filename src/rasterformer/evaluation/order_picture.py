@@ -61,7 +61,7 @@ def draw_order(system: System, path: Path, position: tuple[int, int] | None = No
 def layer_dependence(attention: Attention, pixel_of: Tensor, num_pixels: int) -> Tensor:
     """Which pixels the outputs of one attention layer depend on: bool [pixel changed, pixel that moves]."""
     rng = torch.Generator().manual_seed(0)
-    h = torch.randn(1, len(pixel_of), attention.query.in_features, generator=rng, dtype=torch.float64)
+    h = torch.randn(1, len(pixel_of), attention.project.in_features, generator=rng, dtype=torch.float64)
     change = torch.randn(h.shape[-1], generator=rng, dtype=torch.float64)
     before = attention(h)
     found = torch.zeros(num_pixels, num_pixels, dtype=torch.bool)

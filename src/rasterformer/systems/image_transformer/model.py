@@ -234,11 +234,11 @@ class ImageTransformer(Autoregressive):
         if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):
             self.head.reset()
         if self.config.init == "paper":  # uniform, variance 0.2 / mean of fan-in and fan-out, dense and embeddings
+            keeps_its_own = ("positions.", "head.") if self.config.output == "residual" else ("positions.",)
             for name, weight in self.named_parameters():
-                if weight.ndim >= 2 and not name.startswith(
-                    ("positions.", "head.") if self.config.output == "residual" else "positions."
-                ):
-                    bound = math.sqrt(3 * 0.2 / (sum(weight.shape) / 2))
+                if weight.ndim >= 2 and not name.startswith(keeps_its_own):
+                    matrices = 3 if name.endswith("attention.project.weight") else 1  # stacked
+                    bound = math.sqrt(3 * 0.2 / ((weight.shape[0] / matrices + weight.shape[1]) / 2))
                     nn.init.uniform_(weight, -bound, bound)
             return
         for layer in self.layers:
