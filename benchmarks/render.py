@@ -89,7 +89,7 @@ def twenty_minutes(records: Mapping[str, Record], files: Record, docs: Path) -> 
             what = "32 samples, seed 0, temperature 1" if kind == "samples" else (
                 "eight test images, a column each: the known upper half, three completions, the original"
             )
-            yield f"{_title(name, records[name])}: {what}.\n\n![{name}, {kind}](pictures/{file})"
+            yield f"{_capital(_title(name, records[name]))}: {what}.\n\n![{name}, {kind}](pictures/{file})"
 
 
 def verdicts(records: Mapping[str, Record]) -> Iterator[str]:
@@ -124,7 +124,7 @@ def verdicts(records: Mapping[str, Record]) -> Iterator[str]:
 
 def against_files(records: Mapping[str, Record], files: Record) -> Iterator[str]:
     """Where the contestants stand beside lossless image files."""
-    formats = dict(files["bits_per_dim"])
+    formats = {name.replace(", one sheet", " (one sheet)"): bits for name, bits in files["bits_per_dim"].items()}
     if not _has_jpeg_xl(files):
         formats["JPEG XL"] = JPEG_XL
     for name in ranking(records):

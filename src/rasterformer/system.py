@@ -305,11 +305,15 @@ class System:
         )
 
 
-def load(path: str | Path) -> System:
-    """Loads a model folder, a run folder or a checkpoint, in evaluation mode, on the CPU.
+def load(path: str | Path, *, device: str | torch.device | None = None) -> System:
+    """Loads a model folder, a run folder or a checkpoint, in evaluation mode.
 
     Of a run its finished model is taken, or else its newest checkpoint that verifies; of a checkpoint the averaged
     weights, where it has them. Nothing is looked up on a network.
+
+    Args:
+        path: the folder.
+        device: where the weights go. None: a CUDA device where there is one, else the processor.
 
     Raises:
         CheckpointError: there is no such folder, a file is damaged, or the weights do not fit the recipe.
@@ -337,7 +341,7 @@ def load(path: str | Path) -> System:
     system = System.create(recipe, class_names=config.get("class_names", ()), num_classes=config["num_classes"])
     check_weights(system.model, state, str(origin))
     system.model.load_state_dict(state)
-    system.model.eval()
+    system.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     system.steps, system.origin = config.get("steps", 0), str(path)
     return system
 

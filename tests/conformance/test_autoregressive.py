@@ -78,9 +78,7 @@ def stepped(model: Autoregressive, x: Tensor, cond: Cond, chunks: list[int]) -> 
     ids=["float64-large-weights", "float32-fresh-weights"],
 )
 @pytest.mark.parametrize("chunks", [[1], [3], [13, 1], [100], [2, 5, 1, 9]], ids=str)
-def test_step_equals_forward(
-    case, chunks: list[int], dtype: torch.dtype, noise: float, tolerance: float
-) -> None:
+def test_step_equals_forward(case, chunks: list[int], dtype: torch.dtype, noise: float, tolerance: float) -> None:
     """Single positions, odd pieces, pieces that cross block borders, all at once."""
     _, model = case.build(dtype=dtype, noise=noise)
     x, cond = random_x(model), case.cond(2)
@@ -148,7 +146,9 @@ def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(case) -> None:
     _, model = case.build(image_size=2)
     together = model.sample(case.cond(3), 3, options=OPTIONS, rng=image_generators(7, 3))
     for k in range(3):
-        alone = model.sample(case.cond(3).rows(slice(k, k + 1)), 1, options=OPTIONS, rng=image_generators(7, 1, first=k))
+        alone = model.sample(
+            case.cond(3).rows(slice(k, k + 1)), 1, options=OPTIONS, rng=image_generators(7, 1, first=k)
+        )
         assert torch.equal(alone[0], together[k])
     assert not torch.equal(together[0], together[1])
 

@@ -97,10 +97,7 @@ def reference(attention: Attention, h: Tensor) -> Tensor:
             vectors = []
             for weight, norm, number, position in [
                 (of_query, attention.query_norm, head, query),
-                *(
-                    (of_key, attention.key_norm, head // group, key)
-                    for key in visible_keys(pattern, query)
-                ),
+                *((of_key, attention.key_norm, head // group, key) for key in visible_keys(pattern, query)),
             ]:
                 vector = head_vector(h[position], weight, number)
                 if isinstance(norm, torch.nn.LayerNorm):
@@ -161,7 +158,7 @@ def some_mask(blocks: int = 2, size: int = 3, window: int = 5) -> Tensor:
 def test_block_kernel_equals_softmax_over_visible_keys() -> None:
     q, k, v = block_tensors()
     visible = some_mask()
-    got = attend_in_blocks(q, k, v, visible)
+    got = attend_in_blocks(q, k, v, visible, previous_blocks=0)
     for block in range(2):
         for row in range(3):
             for query in range(3):
@@ -177,14 +174,37 @@ def test_block_kernel_gradients_equal_finite_differences(
 ) -> None:
     monkeypatch.setattr(block_kernel, "SCORES_AT_A_TIME", scores_at_a_time)  # one row at a time, two, all
     visible = some_mask()
-    assert torch.autograd.gradcheck(lambda q, k, v: attend_in_blocks(q, k, v, visible), block_tensors())
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: attend_in_blocks(q, k, v, visible, previous_blocks=0), block_tensors()
+    )
 
 
 def test_gradients_of_a_masked_key_are_zero() -> None:
     q, k, v = block_tensors()
     visible = some_mask()
     visible[0, :, 1] = False
-    attend_in_blocks(q, k, v, visible).sum().backward()
+    attend_in_blocks(q, k, v, visible, previous_blocks=0).sum().backward()
     assert k.grad is not None and v.grad is not None
     assert not k.grad[0, :, 1].any() and not v.grad[0, :, 1].any()
     assert v.grad[0, :, -1].all()
+
+
+def neighbouring_blocks() -> tuple[list[Tensor], Tensor]:
+    """Four blocks of three positions, each seeing the two blocks before it and itself so far."""
+    rng = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(4, 2, 3, 2, dtype=torch.float64, generator=rng).requires_grad_() for _ in range(3)]
+    visible = local_1d_pattern(12, 3, 6).visible()
+    return tensors, visible
+
+
+def test_block_kernel_puts_windows_together_from_the_blocks_before() -> None:
+    (q, k, v), visible = neighbouring_blocks()
+    nothing = torch.zeros(2, 2, 3, 2, dtype=torch.float64)
+    windows = [torch.cat([torch.cat([nothing, t])[i : i + 4] for i in range(3)], 2) for t in (k, v)]
+    expected = attend_in_blocks(q, *windows, visible, previous_blocks=0)
+    torch.testing.assert_close(attend_in_blocks(q, k, v, visible, previous_blocks=2), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_windows_put_together_equal_finite_differences() -> None:
+    tensors, visible = neighbouring_blocks()
+    assert torch.autograd.gradcheck(lambda q, k, v: attend_in_blocks(q, k, v, visible, previous_blocks=2), tensors)

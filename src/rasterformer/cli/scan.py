@@ -43,7 +43,7 @@ def scan(path: str, *, json: Path | None = None) -> None:
             raise DataError(
                 f"--json {json}: cannot be written ({error.strerror}). Give a file in a folder that exists."
             ) from error
-        console.print(f"{printable(str(json))} written.", markup=False, highlight=False)
+        print(f"{printable(str(json))} written.")
 
 
 def _print(report: ScanReport, console: Console) -> None:

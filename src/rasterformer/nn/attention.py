@@ -89,8 +89,8 @@ class Attention(nn.Module):
         if self.pattern.num_blocks == 1:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self._is_grouped)
-            return self._merge(mixed)
-        return self._merge(self._attend_in_blocks(q, k, v))
+            return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(self._attend_in_blocks(q, k, v))
 
     def new_cache(self, batch_size: int, like: Tensor) -> KeyValueCache:
         """Returns an empty cache with the dtype and device of `like`."""
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         cache.write_(first, k, v)
         seen = self._seen_slots(first, h.shape[1], cache)
         mixed = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen, enable_gqa=self._is_grouped)
-        return self._merge(mixed)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     @property
     def _is_grouped(self) -> bool:
@@ -128,41 +128,36 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         return q.to(v.dtype), k.to(v.dtype), v
 
-    def _merge(self, mixed: Tensor) -> Tensor:
-        """[B, heads, n, head_dim] -> [B, n, D]."""
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
     def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [B, L, heads, head_dim] -> [B, heads, L, head_dim]."""
+        """q, k, v [B, L, heads, head_dim] -> [B, L, heads * head_dim]."""
         batch, length = q.shape[:2]
-        size, blocks = self.pattern.block_size, self.pattern.num_blocks
-        padding = blocks * size - length
+        pattern, blocks = self.pattern, self.pattern.num_blocks
+        padding = blocks * pattern.block_size - length
         if padding:  # at the end, never seen by a real query
             q, k, v = (F.pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
         if self._is_grouped:
             k, v = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for t in (k, v))
-        queries = (q * self.head_dim**-0.5).unflatten(1, (blocks, size))
-        q, k, v = (t.permute(1, 0, 3, 2, 4).flatten(1, 2) for t in (queries, self._windows(k), self._windows(v)))
+        in_pieces = q.device.type == "cpu" and pattern.previous_blocks is not None
+        if not in_pieces:
+            k, v = self._windows(k), self._windows(v)
+        q = q * self.head_dim**-0.5
+        q, k, v = (
+            t.reshape(batch, blocks, -1, self.num_heads, self.head_dim).permute(1, 0, 3, 2, 4).flatten(1, 2)
+            for t in (q, k, v)
+        )  # each [blocks, B * heads, block or window, head_dim]
         if q.device.type == "cpu":
-            mixed = attend_in_blocks(q, k, v, self.visible)  # [blocks, B * heads, block, head_dim]
+            previous = pattern.previous_blocks if in_pieces and pattern.previous_blocks is not None else 0
+            mixed = attend_in_blocks(q, k, v, self.visible, previous_blocks=previous)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible[:, None], scale=1.0)
-        mixed = mixed.unflatten(1, (batch, self.num_heads)).permute(
-            1, 2, 0, 3, 4
-        )  # [B, heads, blocks, block, head_dim]
-        return mixed.flatten(2, 3)[:, :, :length]
+        mixed = mixed.unflatten(1, (batch, self.num_heads)).permute(1, 0, 3, 2, 4)  # [B, blocks, block, heads, head_dim]
+        return mixed.flatten(3).flatten(1, 2)[:, :length]
 
     def _windows(self, t: Tensor) -> Tensor:
-        """[B, blocks * block, heads, head_dim] -> memory and own block, [B, blocks, M + block, heads, head_dim]."""
+        """[B, blocks * block, heads, head_dim] -> memory and own block, [B, blocks * (M + block), heads, head_dim]."""
         own = t.unflatten(1, (self.pattern.num_blocks, self.pattern.block_size))
-        if self.pattern.previous_blocks is not None:  # shifted copies: much cheaper than gathering
-            parts = [
-                F.pad(own, (0, 0, 0, 0, 0, 0, back, 0))[:, : self.pattern.num_blocks]
-                for back in range(self.pattern.previous_blocks, 0, -1)
-            ]
-            return torch.cat([*parts, own], 2)
         memory = t.index_select(1, self.memory.flatten()).unflatten(1, tuple(self.memory.shape))
-        return torch.cat([memory, own], 2)
+        return torch.cat([memory, own], 2).flatten(1, 2)
 
     def _seen_slots(self, first: int, count: int, cache: KeyValueCache) -> Tensor:
         """Returns bool [count, C]: which slots each of the positions sees."""

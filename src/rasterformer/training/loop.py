@@ -214,7 +214,7 @@ def _share_done(training: TrainingConfig, progress: Progress) -> float:
 
 def _seconds_left(training: TrainingConfig, progress: Progress) -> float:
     share = _share_done(training, progress)
-    return progress.seconds / share * (1 - share) if share else math.inf
+    return max(0.0, progress.seconds / share * (1 - share)) if share else math.inf
 
 
 def _is_due(every: int | None, step: int) -> bool:
