@@ -90,7 +90,7 @@ def test_a_known_part_that_cannot_be_read_is_refused(known: str, message: str) -
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"known is \[4, 5\]; the model's images are \[4, 4\]"):
+    with pytest.raises(ShapeError, match=r"known is torch.bool \[4, 5\]; it must be torch.bool \[4, 4\]"):
         make().complete(random_images(), known=torch.zeros(4, 5, dtype=torch.bool))
 
 

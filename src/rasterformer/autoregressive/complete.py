@@ -51,12 +51,12 @@ def known_prefix(codec: PixelCodec, known: Tensor) -> int:
         known: bool [H, W].
 
     Raises:
-        ShapeError: known has another shape.
+        ShapeError: known has another shape or dtype.
         ConfigError: the known pixels are not a prefix of the order; the message says where it breaks and what can be done.
     """
     _, height, width = codec.image_shape
-    if known.shape != (height, width):
-        raise ShapeError(f"known is {list(known.shape)}; the model's images are [{height}, {width}].")
+    if known.shape != (height, width) or known.dtype != torch.bool:
+        raise ShapeError(f"known is {known.dtype} {list(known.shape)}; it must be torch.bool [{height}, {width}].")
     cells = known[..., None].expand(-1, -1, 3).reshape(-1, codec.symbols_per_position)[:, 0]
     in_order = cells[codec.order]
     count = int(in_order.sum())

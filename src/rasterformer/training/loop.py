@@ -97,7 +97,8 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
             with _dropout_stream(training.seed, progress.step, device):
                 nats = accumulate_gradients(run.system, batch)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
-            if math.isfinite(nats) and bool(norm.isfinite()):
+            is_finite = math.isfinite(nats) and bool(norm.isfinite())
+            if is_finite:
                 bad_steps = 0
                 for optimizer in optimizers:
                     optimizer.step()
@@ -119,9 +120,10 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
             session_images += len(batch.images)
 
             bits = nats / math.log(2) / run.system.num_dims
-            smooth = bits if math.isnan(smooth) else 0.95 * smooth + 0.05 * bits
+            if is_finite:
+                smooth = bits if math.isnan(smooth) else 0.95 * smooth + 0.05 * bits
             rate = session_images / (time.monotonic() - session_start)
-            if progress.step % training.log_every == 0:
+            if is_finite and progress.step % training.log_every == 0:
                 log.write(
                     step=progress.step,
                     seconds=round(progress.seconds, 3),

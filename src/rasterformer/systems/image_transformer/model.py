@@ -240,6 +240,8 @@ class ImageTransformer(Autoregressive):
                     matrices = 3 if name.endswith("attention.project.weight") else 1  # stacked
                     bound = math.sqrt(3 * 0.2 / ((weight.shape[0] / matrices + weight.shape[1]) / 2))
                     nn.init.uniform_(weight, -bound, bound)
+                elif name.endswith("bias") and not name.startswith(keeps_its_own):
+                    nn.init.zeros_(weight)
             return
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
