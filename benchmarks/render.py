@@ -50,12 +50,12 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
     folder = results / "cifar10_20_minutes"
     records = {name: _read(folder / f"{name}.json") for name in CONTESTANTS if (folder / f"{name}.json").exists()}
     if records:
-        yield from twenty_minutes(records, _read(folder / "image-files.json"), docs)
+        yield from twenty_minutes(records, _read(folder / "image-files.json"), folder, docs)
     if (results / "training_step.json").exists():
         yield from training_step(_read(results / "training_step.json"))
 
 
-def twenty_minutes(records: Mapping[str, Record], files: Record, docs: Path) -> Iterator[str]:
+def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, docs: Path) -> Iterator[str]:
     """The equal-time comparison."""
     first = next(iter(records.values()))
     data, minutes = first["data"], sorted({record["minutes"] for record in records.values()})
@@ -78,6 +78,8 @@ def twenty_minutes(records: Mapping[str, Record], files: Record, docs: Path) -> 
     )
     yield " ".join(verdicts(records))
     yield " ".join(against_files(records, files))
+    if (folder / "remarks.md").exists():  # by hand: what the numbers cannot say of themselves
+        yield (folder / "remarks.md").read_text(encoding="utf-8").strip()
     formats = sorted(files["bits_per_dim"].items(), key=lambda item: -float(item[1]))
     rows = [(name, f"{bits:.3f}") for name, bits in formats]
     if not _has_jpeg_xl(files):
