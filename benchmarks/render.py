@@ -114,10 +114,10 @@ def verdicts(records: Mapping[str, Record]) -> Iterator[str]:
     if "house" in records and rivals:
         low, high = _lead(records["house"], records[rivals[0]])
         if low > 0:
-            yield "So at this budget the house recipe beats the better PixelCNN++."
+            yield "So at this budget the house recipe beats the better PixelCNN++ that was run."
         elif high < 0:
             yield (
-                "So at this budget the house recipe **loses** to the better PixelCNN++. This says nothing about longer "
+                "So at this budget the house recipe **loses** to the better PixelCNN++ that was run. This says nothing about longer "
                 "training, larger images or conditioning."
             )
         else:
