@@ -1,8 +1,9 @@
 """Attention block by block, so that the scores of a few heads at a time stay in the processor's cache.
 
 The library's fused attention is slow on processors where the keys of a query block are few and masked; dense products on
-cache-sized pieces are two to three times faster there (benchmarks/training_step.py). Probabilities are made again for
-the gradient instead of being kept, so memory does not grow with the number of keys.
+cache-sized pieces were 1.3 to 2 times as fast there in a prototype. What that comes to in a whole training step, against
+dense attention, is measured by benchmarks/training_step.py. Probabilities are made again for the gradient instead of being
+kept, so memory does not grow with the number of keys.
 """
 
 from __future__ import annotations
