@@ -117,8 +117,8 @@ def verdicts(records: Mapping[str, Record]) -> Iterator[str]:
             yield "So at this budget the house recipe beats the better PixelCNN++ that was run."
         elif high < 0:
             yield (
-                "So at this budget the house recipe **loses** to the better PixelCNN++ that was run. This says nothing about longer "
-                "training, larger images or conditioning."
+                "So at this budget the house recipe **loses** to the better PixelCNN++ that was run. This says nothing "
+                "about longer training, larger images or conditioning."
             )
         else:
             yield "So at this budget the house recipe and the better PixelCNN++ are equal within what can be measured here."
