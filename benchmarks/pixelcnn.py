@@ -93,6 +93,14 @@ class PixelCNN(Autoregressive):
         end = done + x.shape[1]
         return self._rows(known, done + 1, min(end + 1, self.x_shape[0])), (known, end)
 
+    def lookahead(self, state: tuple[Tensor, int]) -> int:
+        """Everything that is left: nothing is kept but the pixels."""
+        return self.x_shape[0] - state[1]
+
+    def rewind(self, state: tuple[Tensor, int], done: int) -> tuple[Tensor, int]:
+        """Forgets the pixels after the first `done`."""
+        return state[0], done
+
     def _rows(self, x: Tensor, first: int, last: int) -> Tensor:
         """Params of positions first..last-1 from the rows within reach, none where first == last."""
         if first == last:
@@ -107,7 +115,9 @@ class PixelCNN(Autoregressive):
         values = x.to(self.head.bias.dtype) / 127.5 - 1
         image = torch.cat([values, torch.ones_like(values[..., :1])], -1).permute(0, 3, 1, 2)  # channels last in memory
         vertical = down(self.above(F.pad(image, (1, 1, 1, 0))))
-        horizontal = down(self.above_row(F.pad(image, (1, 1, 0, 0)))) + right(self.left_column(F.pad(image, (0, 0, 1, 0))))
+        horizontal = down(self.above_row(F.pad(image, (1, 1, 0, 0)))) + right(
+            self.left_column(F.pad(image, (0, 0, 1, 0)))
+        )
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal)
         params: Tensor = self.head(F.elu(horizontal))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 import rasterformer
-from rasterformer.autoregressive.sample import image_generators
+from rasterformer.autoregressive.noise import image_generators
 from rasterformer.errors import CheckpointError, ConfigError, ShapeError
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
 from rasterformer.system import System

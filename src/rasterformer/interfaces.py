@@ -107,13 +107,13 @@ class Codec(ABC):
 class Distribution(ABC):
     """p(x_i | params_i) of the E symbols at one position.
 
-    Sampling is a deterministic function of uniform noise that is drawn beforehand: image k then does not depend on the
-    batch it is drawn in, and an autoregressive sample is a fixed point that can be searched for in parallel.
+    Sampling is a deterministic function of noise that is drawn beforehand: image k then does not depend on the batch it is
+    drawn in, and an autoregressive sample is a fixed point that can be searched for in parallel.
 
     Attributes:
         params_per_position: P.
         symbols_per_position: E.
-        noise_per_position: R, uniform numbers that `sample` consumes at one position.
+        noise_per_position: R, standard exponential numbers that `sample` consumes at one position.
         vocab_size: K.
     """
 
@@ -132,7 +132,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Tensor, *, options: SampleOptions) -> Tensor:
-        """params [..., P], noise float32 [..., R] uniform in [0, 1) -> x int64 [..., E]."""
+        """params [..., P], noise float32 [..., R], standard exponential, above 0 -> x int64 [..., E]."""
 
     @abstractmethod
     def symbol_pmf(self, params: Tensor, prefix: Tensor) -> Tensor:
@@ -186,4 +186,18 @@ class Autoregressive(ImageModel):
 
         params[:, j] equals `forward` at the position after the j-th one given. After the last position of the image
         there is none, so a step that reaches the end returns n - 1 of them. The state is updated in place and returned.
+        """
+
+    @abstractmethod
+    def lookahead(self, state: Any) -> int:
+        """How many positions can be given to `step` now, and all but the first of them be taken back by `rewind`.
+
+        At least 1 before the end of the image, where it is 0.
+        """
+
+    @abstractmethod
+    def rewind(self, state: Any, done: int) -> Any:
+        """Takes back what the last `step` was given after the first `done` positions; that step began before them.
+
+        The state is updated in place and returned.
         """

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rasterformer import registry
 from rasterformer.autoregressive.complete import known_prefix, parse_known
-from rasterformer.autoregressive.sample import draw, image_generators, stream_seed
+from rasterformer.autoregressive.noise import image_generators, stream_seed
+from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.checkpoint import latest_checkpoint, load_checkpoint, load_model_folder, save_model_folder
 from rasterformer.codecs.pixels import PixelCodec

@@ -158,6 +158,12 @@ class FewLevels(Autoregressive):
         params, state = self.model.step(self.values[x], state)
         return params[..., self.kept], state
 
+    def lookahead(self, state: Any) -> int:
+        return self.model.lookahead(state)
+
+    def rewind(self, state: Any, done: int) -> Any:
+        return self.model.rewind(state, done)
+
     def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
         raise NotImplementedError("likelihoods of this model are taken from forward")
 

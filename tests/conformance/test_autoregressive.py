@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rasterformer import registry
-from rasterformer.autoregressive.sample import draw, image_generators
+from rasterformer.autoregressive.noise import image_generators
+from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, SampleOptions

@@ -26,7 +26,8 @@ def random_logits(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def draws(distribution: Categorical, logits: Tensor, options: SampleOptions, count: int = 20_000) -> Tensor:
     """Counts of each value, int64 [K]."""
-    noise = torch.rand(count, 1, generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(count, len(logits), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = -torch.log1p(-uniform).float()
     x = distribution.sample(logits.expand(count, -1), noise, options=options)
     assert x.shape == (count, 1) and x.dtype == torch.int64
     return torch.bincount(x[:, 0], minlength=distribution.vocab_size)
@@ -111,4 +112,4 @@ def test_a_low_temperature_takes_the_most_probable_value() -> None:
 
 def test_sampling_refuses_options_that_describe_no_distribution() -> None:
     with pytest.raises(ConfigError, match=r"temperature = -1\.0"):
-        Categorical(3).sample(torch.zeros(1, 3), torch.zeros(1, 1), options=SampleOptions(temperature=-1.0))
+        Categorical(3).sample(torch.zeros(1, 3), torch.ones(1, 3), options=SampleOptions(temperature=-1.0))

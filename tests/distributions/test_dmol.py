@@ -187,9 +187,14 @@ def test_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda p: distribution.log_prob(p, pixels), params)
 
 
+def exponential(*shape: int) -> Tensor:
+    uniform = torch.rand(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return -torch.log1p(-uniform).float()
+
+
 def counts_of_pixels(params: Tensor, options: SampleOptions, count: int = 20_000) -> Tensor:
     """Draws at 4 levels -> counts int64 [64], r slowest."""
-    noise = torch.rand(count, 4, generator=torch.Generator().manual_seed(2))
+    noise = exponential(count, 12)
     x = DiscretizedLogisticMixture(MIXTURES, levels=4).sample(params.expand(count, -1), noise, options=options)
     assert x.dtype == torch.int64 and x.shape == (count, 3)
     return torch.bincount(x @ torch.tensor([16, 4, 1]), minlength=64)
@@ -233,7 +238,7 @@ def test_samples_fit_the_channel_by_channel_truncated_likelihood(
 
 def test_samples_of_red_at_256_levels_fit_their_pmf(fit_p_value: Callable[[Tensor, Tensor], float]) -> None:
     params = random_params(1, log_scale=-4.0)[0]
-    noise = torch.rand(20_000, 4, generator=torch.Generator().manual_seed(2))
+    noise = exponential(20_000, 768)
     distribution = DiscretizedLogisticMixture(MIXTURES)
     x = distribution.sample(params.expand(20_000, -1), noise, options=SampleOptions())
     pmf = distribution.symbol_pmf(params, torch.empty(0, dtype=torch.int64))
@@ -251,4 +256,4 @@ def test_half_precision_params_are_scored_in_float32() -> None:
 
 def test_sampling_refuses_options_that_describe_no_distribution() -> None:
     with pytest.raises(ConfigError, match="top_k = -2"):
-        DiscretizedLogisticMixture(1).sample(torch.zeros(1, 10), torch.zeros(1, 4), options=SampleOptions(top_k=-2))
+        DiscretizedLogisticMixture(1).sample(torch.zeros(1, 10), torch.ones(1, 768), options=SampleOptions(top_k=-2))

@@ -1,11 +1,12 @@
-"""Truncation and the inverse CDF against plain loops over the values."""
+"""Truncation and the race of clocks against plain loops over the values."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from rasterformer.distributions.pmf import check_options, inverse_cdf, truncate
+from rasterformer.distributions.pmf import check_options, race, truncate
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import SampleOptions
 
@@ -38,17 +39,35 @@ def test_truncate_keeps_the_smaller_of_equally_probable_values() -> None:
     assert truncate(pmf, SampleOptions(1.0, None, 0.3)).tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_inverse_cdf_is_the_smallest_value_whose_cumulative_probability_exceeds_u() -> None:
-    pmf = [0.125, 0.25, 0.0, 0.5, 0.125]
-    for u in (0.0, 0.124, 0.125, 0.3, 0.374, 0.375, 0.8, 0.874, 0.875, 1 - 2**-24):
-        expected = next(value for value in range(5) if math.fsum(pmf[: value + 1]) > u)
-        assert int(inverse_cdf(torch.tensor(pmf), torch.tensor(u))) == expected, u
+def test_race_is_won_by_the_clock_that_rings_first() -> None:
+    pmf, clocks = [0.125, 0.25, 0.0, 0.5, 0.125], [0.3, 0.5, 1e-9, 1.3, 0.24]
+    times = [clock / p if p else math.inf for p, clock in zip(pmf, clocks, strict=True)]
+    assert int(race(torch.tensor(pmf), torch.tensor(clocks))) == times.index(min(times)) == 4
 
 
-def test_inverse_cdf_never_draws_a_value_of_probability_zero() -> None:
-    pmf = torch.tensor([0.0, 0.0, 0.7, 0.0, 0.3, 0.0])
-    drawn = inverse_cdf(pmf.expand(3, -1), torch.tensor([0.0, 0.5, 1 - 2**-24]))
-    assert drawn.tolist() == [2, 2, 4]
+def test_race_never_draws_a_value_of_probability_zero() -> None:
+    pmf = torch.tensor([0.0, 0.0, 0.7, 0.0, 0.3, 0.0]).expand(1000, -1)
+    clocks = torch.rand(1000, 6, generator=torch.Generator().manual_seed(0)) + 1e-9
+    assert set(race(pmf, clocks).tolist()) == {2, 4}
+
+
+def clocks_of(count: int, values: int) -> torch.Tensor:
+    return -torch.rand(count, values, generator=torch.Generator().manual_seed(1), dtype=torch.float64).log()
+
+
+def test_race_draws_from_the_pmf(fit_p_value: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+    pmf = torch.softmax(2 * torch.randn(12, generator=torch.Generator().manual_seed(0)), 0)
+    assert fit_p_value(torch.bincount(race(pmf, clocks_of(20_000, 12)), minlength=12), pmf) > 1e-4
+
+
+def test_race_gives_the_same_value_under_a_nearby_pmf_about_as_often_as_the_two_overlap() -> None:
+    """At total variation distance d two races with the same clocks agree with probability (1 - d) / (1 + d) or more."""
+    values = torch.arange(256.0)
+    near, far = (torch.softmax(-((values - mean) / 12).square(), 0) for mean in (128.0, 129.0))
+    distance = float((near - far).abs().sum() / 2)
+    clocks = clocks_of(20_000, 256)
+    agree = float((race(near, clocks) == race(far, clocks)).float().mean())
+    assert agree > (1 - distance) / (1 + distance) - 0.01 > 0.85
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rasterformer.codecs.pixels import block_raster_order
 from rasterformer.nn import block_kernel
-from rasterformer.nn.attention import Attention
+from rasterformer.nn.attention import Attention, AttentionStep
 from rasterformer.nn.block_kernel import attend_in_blocks
 from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
 from rasterformer.nn.positions import rotary_angles
@@ -127,20 +127,33 @@ def test_forward_equals_a_loop_over_queries_heads_and_keys(name: str, kind: str)
 def test_step_equals_forward(name: str, kind: str, chunk: int) -> None:
     pattern = PATTERNS[name]
     attention, h = make(pattern, **KINDS[kind]), random_h(pattern)
-    cache = attention.new_cache(2, h)
-    assert cache.keys.shape[2] == pattern.cache_size
+    step = AttentionStep(attention, 2, h)
     steps, first = [], 0
     while first < pattern.seq_len:  # a step stays inside a query block
         end = min(first + chunk, (first // pattern.block_size + 1) * pattern.block_size, pattern.seq_len)
-        steps.append(attention.step(h[:, first:end], cache, first))
+        steps.append(step(h[:, first:end], first))
         first = end
+    torch.testing.assert_close(torch.cat(steps, 1), attention(h), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PATTERNS)
+def test_positions_may_be_given_again_while_their_block_lasts(name: str) -> None:
+    """Each step is first given three positions of noise, then the one right position."""
+    pattern = PATTERNS[name]
+    attention, h = make(pattern, **KINDS["plain"]), random_h(pattern)
+    step, steps = AttentionStep(attention, 2, h), []
+    for first in range(pattern.seq_len):
+        end = min(first + 3, (first // pattern.block_size + 1) * pattern.block_size, pattern.seq_len)
+        step(torch.full_like(h[:, first:end], 5.0), first)
+        steps.append(step(h[:, first : first + 1], first))
     torch.testing.assert_close(torch.cat(steps, 1), attention(h), rtol=1e-12, atol=1e-12)
 
 
 def test_a_step_across_a_block_border_is_refused() -> None:
     attention, h = make(PATTERNS["1d, L of two blocks"]), random_h(PATTERNS["1d, L of two blocks"])
     with pytest.raises(AssertionError, match="inside one query block"):
-        attention.step(h[:, :5], attention.new_cache(2, h), 0)
+        AttentionStep(attention, 2, h)(h[:, :5], 0)
 
 
 def block_tensors(*, blocks: int = 2, rows: int = 3, size: int = 3, window: int = 5) -> list[Tensor]:

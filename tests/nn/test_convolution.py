@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rasterformer.nn.convolution import CausalConv2d
+from rasterformer.nn.convolution import MAX_STEP, CausalConv2d, CausalConv2dStep
 
 GRID = (4, 5)
 KERNELS = [(1, 1), (1, 3), (2, 1), (2, 3), (3, 5), (3, 7), (6, 3), (2, 11)]  # the last three reach beyond the grid
@@ -51,8 +51,26 @@ def test_forward_equals_a_loop_over_cells_and_taps(kernel: tuple[int, int], sees
 @pytest.mark.parametrize(("kernel", "sees_itself"), cases())
 def test_step_equals_forward(kernel: tuple[int, int], sees_itself: bool, chunk: int) -> None:
     convolution, x = make(kernel, sees_itself=sees_itself), random_x()
-    ring = convolution.new_ring(2, chunk, x)
-    steps = [convolution.step(x[:, first : first + chunk], ring, first) for first in range(0, 20, chunk)]
+    step = CausalConv2dStep(convolution, 2, x)
+    steps = [step(x[:, first : first + chunk], first) for first in range(0, 20, chunk)]
+    torch.testing.assert_close(torch.cat(steps, 1), convolution(x), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [1, 7, MAX_STEP])
+@pytest.mark.parametrize("kernel", [(1, 3), (2, 3), (3, 5)])
+def test_step_equals_forward_on_a_grid_larger_than_the_ring_after_the_longest_wrong_step(
+    kernel: tuple[int, int], chunk: int
+) -> None:
+    """Before each step MAX_STEP positions of noise are given and then taken back."""
+    torch.manual_seed(0)
+    convolution = CausalConv2d(2, 3, (60, 5), kernel, sees_itself=True).double()
+    x = torch.randn(2, 300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    step, steps = CausalConv2dStep(convolution, 2, x), []
+    assert step.ring_size < 300
+    for first in range(0, 300, chunk):
+        step(torch.full_like(x[:, first : first + MAX_STEP], 5.0), first)
+        steps.append(step(x[:, first : first + chunk], first))
     torch.testing.assert_close(torch.cat(steps, 1), convolution(x), rtol=1e-12, atol=1e-12)
 
 
@@ -69,7 +87,13 @@ def test_no_cell_sees_a_later_one(sees_itself: bool) -> None:
         assert bool(moved[cell:].any()) or cell == 19, "every cell that can be seen is seen"
 
 
-def test_the_ring_holds_the_window_and_one_chunk_only() -> None:
-    convolution = make((2, 3), sees_itself=True)
-    assert convolution.reach == 5 + 1  # one row up, one column left
-    assert convolution.new_ring(2, 4, random_x()).rows.shape == (2, 6 + 4, 2)
+def test_the_ring_holds_the_window_and_the_longest_step_only() -> None:
+    step = CausalConv2dStep(make((2, 3), sees_itself=True), 2, random_x())
+    assert step.ring_size == 5 + 1 + MAX_STEP  # one row up, one column left
+    assert step.ring.shape == (2, step.ring_size + 1, 2)
+
+
+def test_a_step_longer_than_the_longest_is_refused() -> None:
+    step = CausalConv2dStep(make((2, 3), sees_itself=True), 1, random_x())
+    with pytest.raises(AssertionError, match=f"at most {MAX_STEP} positions, not {MAX_STEP + 1}"):
+        step(torch.zeros(1, MAX_STEP + 1, 2, dtype=torch.float64), 0)

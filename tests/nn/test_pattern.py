@@ -86,17 +86,28 @@ def test_a_memory_of_whole_blocks_is_known_as_such(block: int, memory: int, prev
     + [local_2d_pattern(block_raster_order(g, b), g, b, f) for g, b, f in GRIDS],
     ids=lambda pattern: f"{pattern.seq_len}-{pattern.block_size}-{pattern.memory.shape[1]}",
 )
-def test_cache_size_is_the_longest_stretch_from_oldest_memory_to_end_of_block(pattern: AttentionPattern) -> None:
-    stretches = []
+def test_sizes_of_memory_and_history(pattern: AttentionPattern) -> None:
+    """What a block sees before itself, and how far back the oldest of it lies."""
+    sizes, stretches, recent = [], [], []
     for block in range(pattern.num_blocks):
         first = block * pattern.block_size
         memory = [key for key in pattern.memory[block].tolist() if key >= 0]
-        stretches.append(first + pattern.block_size - min([first, *memory]))
-    assert pattern.cache_size == min(pattern.seq_len, max(stretches))
+        sizes.append(len(memory))
+        stretches.append(first - min([first, *memory]))
+        recent.append(set(memory) == set(range(first - len(memory), first)))
+    assert (pattern.memory_size, pattern.history_size) == (max(sizes), max(stretches))
+    assert pattern.memory_is_recent == all(recent)
 
 
-def test_the_cache_of_1d_attention_does_not_grow_with_the_image() -> None:
-    assert local_1d_pattern(3072, 256, 256).cache_size == local_1d_pattern(12288, 256, 256).cache_size == 512
+def test_what_1d_attention_keeps_does_not_grow_with_the_image() -> None:
+    for length in (3072, 12288):
+        pattern = local_1d_pattern(length, 256, 256)
+        assert pattern.memory_is_recent and pattern.memory_size == pattern.history_size == 256
+
+
+def test_the_memory_of_2d_attention_is_not_the_positions_just_before() -> None:
+    grid, block = (4, 4), (2, 2)
+    assert not local_2d_pattern(block_raster_order(grid, block), grid, block, (1, 1)).memory_is_recent
 
 
 @pytest.mark.parametrize(("block", "memory"), [(0, 4), (4, -1)])

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from rasterformer.autoregressive.noise import NoiseStream
 from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
-
-
-def stream_seed(seed: int, purpose: str, number: int) -> int:
-    """Returns the 32-bit seed of the `number`-th random stream that serves `purpose`.
-
-    torch's generator on the CPU reads the lowest 32 bits of a seed and no more, so seeds are hashed to a place in them.
-    """
-    start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big")
-    return (start + number) % 2**32
-
-
-def image_generators(seed: int, count: int, *, first: int = 0) -> list[torch.Generator]:
-    """One random stream per image: image k of a seed is the same in every batch.
-
-    Args:
-        seed: any integer.
-        count: number of generators.
-        first: index of the first image.
-    """
-    return [torch.Generator().manual_seed(stream_seed(seed, "image", first + k)) for k in range(count)]
 
 
 @torch.inference_mode()
@@ -46,8 +26,8 @@ def draw(
 ) -> Tensor:
     """Draws x, keeping a known prefix.
 
-    All noise is drawn before the first step, from one generator per image, and belongs to its position: the same
-    generator gives the same image for any batch size and any way of stepping.
+    The noise belongs to image and position: the same generator gives the same image for any batch size, and
+    `draw_in_parallel` the same as this function.
 
     Args:
         model: `begin` and `step` are used.
@@ -65,6 +45,31 @@ def draw(
         ShapeError: not one generator per image, or a prefix of another shape.
         ConfigError: options that describe no distribution, or a condition that the model does not know.
     """
+    x, known = start(model, batch_size, options=options, rng=rng, prefix=prefix)
+    length = x.shape[1]
+    params, state = model.begin(cond, batch_size)
+    noise = NoiseStream(rng, model.distribution.noise_per_position, length, params.device)
+    if known:
+        params, state = model.step(x[:, :known], state)
+    for position in range(known, length):
+        drawn = model.distribution.sample(params[:, -1], noise.at(position)[:, 0], options=options)[:, None]
+        x[:, position : position + 1] = drawn
+        if position + 1 < length:
+            params, state = model.step(drawn, state)
+        if on_step is not None:
+            on_step(position + 1, length)
+    return x
+
+
+def start(
+    model: Autoregressive,
+    batch_size: int,
+    *,
+    options: SampleOptions,
+    rng: Sequence[torch.Generator],
+    prefix: Tensor | None,
+) -> tuple[Tensor, int]:
+    """Checks what `draw` is given; returns x int64 [B, L, E] with the prefix in it, on the model's device, and its length."""
     length, symbols = model.x_shape
     check_options(options)
     if len(rng) != batch_size:
@@ -73,18 +78,8 @@ def draw(
         prefix.ndim != 3 or prefix.shape[0] != batch_size or prefix.shape[1] > length or prefix.shape[2] != symbols
     ):
         raise ShapeError(f"prefix is {list(prefix.shape)}; expected [{batch_size}, at most {length}, {symbols}].")
-    known = 0 if prefix is None else prefix.shape[1]
-    params, state = model.begin(cond, batch_size)
-    noise = torch.stack([torch.rand(length, model.distribution.noise_per_position, generator=g) for g in rng])
-    noise = noise.to(params.device)
-    x = torch.zeros(batch_size, length, symbols, dtype=torch.int64, device=params.device)
-    if prefix is not None and known:
-        x[:, :known] = prefix.to(x.device)
-        params, state = model.step(x[:, :known], state)
-    for position in range(known, length):
-        x[:, position] = model.distribution.sample(params[:, -1], noise[:, position], options=options)
-        if position + 1 < length:
-            params, state = model.step(x[:, position : position + 1], state)
-        if on_step is not None:
-            on_step(position + 1, length)
-    return x
+    x = torch.zeros(batch_size, length, symbols, dtype=torch.int64, device=next(model.parameters()).device)
+    if prefix is None:
+        return x, 0
+    x[:, : prefix.shape[1]] = prefix
+    return x, prefix.shape[1]

@@ -52,9 +52,7 @@ def image_grid(images: Tensor, *, columns: int | None = None, scale: int = 1, ga
     rows = math.ceil(num_images / columns)
     tiles = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)  # [N, 3, H * scale, W * scale]
     height, width = height * scale, width * scale
-    sheet = torch.full(
-        (3, rows * (height + gap) - gap, columns * (width + gap) - gap), GAP_VALUE, dtype=torch.uint8
-    )
+    sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), GAP_VALUE, dtype=torch.uint8)
     for index, tile in enumerate(tiles):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = tile

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rasterformer.distributions.pmf import check_options, inverse_cdf, truncate
+from rasterformer.distributions.pmf import check_options, race, truncate
 from rasterformer.interfaces import Distribution, SampleOptions
 
 
@@ -19,7 +19,7 @@ class Categorical(Distribution):
         self.vocab_size = vocab_size
         self.params_per_position = vocab_size
         self.symbols_per_position = 1
-        self.noise_per_position = 1
+        self.noise_per_position = vocab_size
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """params: logits [..., K], x int64 [..., 1] -> nats [...]."""
@@ -32,14 +32,16 @@ class Categorical(Distribution):
         return -F.cross_entropy(rows, index, reduction="none").reshape(x.shape)
 
     def sample(self, params: Tensor, noise: Tensor, *, options: SampleOptions) -> Tensor:
-        """params: logits [..., K], noise [..., 1] -> x int64 [..., 1].
+        """params: logits [..., K], noise [..., K] -> x int64 [..., 1].
 
         Raises:
             ConfigError: an option describes no distribution.
         """
         check_options(options)
-        pmf = truncate(torch.softmax(params.double() / options.temperature, -1), options)
-        return inverse_cdf(pmf, noise[..., 0])[..., None]
+        logits = params if params.dtype == torch.float64 else params.float()
+        if options.temperature != 1.0:
+            logits = logits / options.temperature
+        return race(truncate(torch.softmax(logits, -1), options), noise)[..., None]
 
     def symbol_pmf(self, params: Tensor, prefix: Tensor) -> Tensor:
         """params: logits [..., K], prefix [..., 0] -> probabilities [..., K]."""

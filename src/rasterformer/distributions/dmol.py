@@ -14,11 +14,13 @@ edges, sigmoid(a) - sigmoid(b) = (1 - e^(b-a)) sigmoid(a) sigmoid(-b), so
 which is exact and needs no threshold. In float32 values and gradients are finite up to log-scales of 80.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rasterformer.distributions.pmf import check_options, inverse_cdf, truncate
+from rasterformer.distributions.pmf import check_options, race, truncate
 from rasterformer.interfaces import Distribution, SampleOptions
 
 MIN_LOG_SCALE = -7.0
@@ -40,7 +42,7 @@ class DiscretizedLogisticMixture(Distribution):
         self.vocab_size = levels
         self.params_per_position = 10 * num_mixtures
         self.symbols_per_position = 3
-        self.noise_per_position = 4
+        self.noise_per_position = 3 * levels
 
     def split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """params [..., P] -> logits [..., M], means, log-scales, coefficients, each [..., 3, M], float32 or better."""
@@ -68,53 +70,53 @@ class DiscretizedLogisticMixture(Distribution):
     def symbol_pmf(self, params: Tensor, prefix: Tensor) -> Tensor:
         """params [..., P], prefix int64 [..., e], e in 0..2 -> probabilities of channel e [..., K]."""
         logits, means, log_scales, coefficients = self.split(params)
-        return self._pmf(logits, means, log_scales, coefficients, prefix)
+        channel = prefix.shape[-1]
+        log_weights = torch.log_softmax(logits, -1)
+        known = [self.to_grid(prefix[..., c], means.dtype)[..., None] for c in range(channel)]  # each [..., 1]
+        for c in range(channel):  # the known channels make some components more credible
+            mean, level = means[..., c, :] + self._shift(coefficients, known, c), prefix[..., c, None].to(means.dtype)
+            log_weights = log_weights + self._log_mass(level, mean, log_scales[..., c, :])
+        mass = self._mass(
+            means[..., channel, :] + self._shift(coefficients, known, channel), log_scales[..., channel, :]
+        )
+        return (mass @ torch.softmax(log_weights, -1)[..., None])[..., 0]
 
     def sample(self, params: Tensor, noise: Tensor, *, options: SampleOptions) -> Tensor:
-        """params [..., P], noise [..., 4] -> x int64 [..., 3].
+        """params [..., P], noise [..., 3 K] -> x int64 [..., 3].
 
-        Draws the component, then channel after channel by the inverse logistic CDF; each channel is rounded to its grid
-        before the next is conditioned on it, so that samples follow the distribution that was trained. Temperature
-        divides the mixture logits and multiplies the scales. With top_k or top_p the channels are drawn from their
-        truncated conditional probabilities instead.
+        Draws channel after channel from its probabilities given the channels before it, so samples follow the very
+        distribution that is trained and scored. Temperature divides the mixture logits and multiplies the scales.
 
         Raises:
             ConfigError: an option describes no distribution.
         """
         check_options(options)
-        logits, means, log_scales, coefficients = self.split(params.double())
-        logits = logits / options.temperature
-        scales = torch.exp(log_scales) * options.temperature
-        if options.top_k is not None or options.top_p is not None:
-            prefix = torch.empty(*noise.shape[:-1], 0, dtype=torch.int64, device=params.device)
-            for channel in range(3):
-                pmf = truncate(self._pmf(logits, means, scales.log(), coefficients, prefix), options)
-                prefix = torch.cat([prefix, inverse_cdf(pmf, noise[..., channel + 1])[..., None]], -1)
-            return prefix
-
-        component = inverse_cdf(torch.softmax(logits, -1), noise[..., 0])[..., None, None]  # [..., 1, 1]
-        index = component.expand(*component.shape[:-2], 3, 1)
-        means, scales, coefficients = (t.gather(-1, index)[..., 0] for t in (means, scales, coefficients))  # [..., 3]
-        uniform = noise.double().clamp(2.0**-25, 1 - 2.0**-25)  # float32 noise lies on a grid of 2^-24
-        logistic = torch.log(uniform) - torch.log1p(-uniform)
+        logits, means, log_scales, coefficients = self.split(params)
+        if options.temperature != 1.0:
+            logits, log_scales = logits / options.temperature, log_scales + math.log(options.temperature)
+        weights = torch.softmax(logits, -1)[..., None]  # [..., M, 1]
+        clocks = noise.unflatten(-1, (3, -1))
         drawn: list[Tensor] = []
-        grid: list[Tensor] = []
+        known: list[Tensor] = []
         for channel in range(3):
-            mean = means[..., channel] + self._shift(coefficients, grid, channel)
-            value = mean + scales[..., channel] * logistic[..., channel + 1]
-            top = self.vocab_size - 1
-            drawn.append(torch.round((value + 1) * (top / 2)).clamp(0, top).long())
-            grid.append(self.to_grid(drawn[-1], value.dtype))
+            mean = means[..., channel, :] + self._shift(coefficients, known, channel)
+            mass = self._mass(mean, log_scales[..., channel, :])  # [..., K, M]
+            value = race(truncate((mass @ weights)[..., 0], options), clocks[..., channel, :])
+            drawn.append(value)
+            if channel < 2:
+                known.append(self.to_grid(value, means.dtype)[..., None])
+                of_value = mass.gather(-2, value[..., None, None].expand(*value.shape, 1, self.num_mixtures))
+                weights = weights * of_value.transpose(-1, -2)
+                weights = weights / weights.sum(-2, keepdim=True)
         return torch.stack(drawn, -1)
 
     @staticmethod
-    def _shift(coefficients: Tensor, grid: list[Tensor], channel: int) -> Tensor | float:
-        """How far the known channels `grid` move the mean of the next; coefficients [..., 3] or [..., 3, M]."""
+    def _shift(coefficients: Tensor, known: list[Tensor], channel: int) -> Tensor | float:
+        """How far the known channels, each [..., 1] on the grid, move the means of `channel`: [..., M]."""
+        c0, c1, c2 = coefficients.unbind(-2)
         if channel == 1:
-            return coefficients.select(-1, 0) * grid[0]
-        if channel == 2:
-            return coefficients.select(-1, 1) * grid[0] + coefficients.select(-1, 2) * grid[1]
-        return 0.0
+            return c0 * known[0]
+        return c1 * known[0] + c2 * known[1] if channel == 2 else 0.0
 
     def _component_log_prob(self, params: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mixture logits [..., M] and log P(channel | earlier channels, component) [..., 3, M]."""
@@ -140,16 +142,16 @@ class DiscretizedLogisticMixture(Distribution):
         above = torch.where(lowest, 0, F.softplus(centre - half))
         return torch.where(lowest | highest, 0, width) - below - above
 
-    def _pmf(self, logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, prefix: Tensor) -> Tensor:
-        channel = prefix.shape[-1]
-        log_weights = torch.log_softmax(logits, -1)
-        known = [self.to_grid(prefix[..., c], means.dtype)[..., None] for c in range(channel)]  # each [..., 1]
-        by_component = coefficients.transpose(-1, -2)  # [..., M, 3]
-        for c in range(channel):  # the known channels make some components more credible
-            mean = means[..., c, :] + self._shift(by_component, known, c)
-            value = prefix[..., c, None].to(mean.dtype)
-            log_weights = log_weights + self._log_mass(value, mean, log_scales[..., c, :])
-        mean = means[..., channel, :] + self._shift(by_component, known, channel)  # [..., M]
-        levels = torch.arange(self.vocab_size, dtype=means.dtype, device=means.device)[:, None]  # [K, 1]
-        mass = self._log_mass(levels, mean[..., None, :], log_scales[..., channel, None, :])  # [..., K, M]
-        return torch.logsumexp(torch.log_softmax(log_weights, -1)[..., None, :] + mass, -1).exp()
+    def _mass(self, means: Tensor, log_scales: Tensor) -> Tensor:
+        """The logistic's mass in every bin: means, log_scales [..., M] -> [..., K, M].
+
+        The same formula as `_log_mass`, without its logarithm: sigmoid(a) sigmoid(-b) (1 - e^(b - a)) for a bin's upper edge a
+        and lower edge b, in scales.
+        """
+        top = self.vocab_size - 1
+        width = 2 / top * torch.exp(-log_scales)[..., None, :]  # of a bin, in scales
+        edges = torch.arange(top, dtype=means.dtype, device=means.device) + 0.5
+        edges = (edges[:, None] - (means[..., None, :] + 1) * (top / 2)) * width  # [..., K - 1, M]
+        below, above = torch.sigmoid(edges), torch.sigmoid(-edges)
+        inner = below[..., 1:, :] * above[..., :-1, :] * -torch.expm1(-width)
+        return torch.cat([below[..., :1, :], inner, above[..., -1:, :]], -2)

@@ -1,4 +1,4 @@
-"""Probabilities [..., K] -> one value: temperature, top-k, top-p and the inverse of the cumulative distribution."""
+"""Probabilities [..., K] -> one value: temperature, top-k, top-p, and a race of exponential clocks."""
 
 import torch
 from torch import Tensor
@@ -44,16 +44,18 @@ def truncate(pmf: Tensor, options: SampleOptions) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def inverse_cdf(pmf: Tensor, uniform: Tensor) -> Tensor:
-    """Returns the smallest value whose cumulative probability exceeds `uniform`.
+def race(pmf: Tensor, clocks: Tensor) -> Tensor:
+    """Returns the value whose clock, sped up by its probability, rings first: argmin of clocks / pmf.
+
+    With independent standard exponential clocks this draws from the pmf; it is the Gumbel-max trick without logarithms
+    (Maddison et al. 2014, A* sampling). The same clocks give the same value under two pmfs with a probability near one minus
+    their distance, which the inverse of the cumulative distribution does not: that is what lets parallel sampling guess.
 
     Args:
-        pmf: probabilities [..., K].
-        uniform: [...] in [0, 1).
+        pmf: probabilities [..., K], float32 or better; they need not be normalised.
+        clocks: [..., K], all above 0.
 
     Returns:
         int64 [...], always a value of non-zero probability.
     """
-    cumulative = pmf.double().cumsum(-1)
-    target = uniform.double() * cumulative[..., -1]
-    return (cumulative <= target[..., None]).sum(-1).clamp(max=pmf.shape[-1] - 1)
+    return (clocks / pmf).argmin(-1)

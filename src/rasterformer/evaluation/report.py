@@ -143,7 +143,7 @@ class TableSection:
         numeric = [all(not isinstance(row[k], str) for row in self.rows) for k in range(len(self.header))]
         head = "".join(self._cell("th", name, number) for name, number in zip(self.header, numeric, strict=True))
         body = "".join(
-            f'<tr{" class=marked" if k == self.marked else ""}>'
+            f"<tr{' class=marked' if k == self.marked else ''}>"
             + "".join(self._cell("td", cell, number) for cell, number in zip(row, numeric, strict=True))
             + "</tr>"
             for k, row in enumerate(self.rows)

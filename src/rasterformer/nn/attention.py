@@ -1,44 +1,19 @@
 """Causal multi-head attention over an `AttentionPattern`, for whole sequences and step by step from a bounded cache.
 
-`Attention.forward` sees a whole sequence; `Attention.step` sees the next positions of one query block and a cache of the
-`pattern.cache_size` newest keys and values. Both give the same numbers.
+`Attention` sees a whole sequence; `AttentionStep`, made from it, sees the next positions of one query block and a cache of
+the keys and values before them. Both give the same numbers.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rasterformer.nn.block_kernel import attend_in_blocks
+from rasterformer.nn.cache import KeyValueCache
 from rasterformer.nn.pattern import AttentionPattern
 from rasterformer.nn.positions import rotate
-
-
-@dataclass
-class KeyValueCache:
-    """Ring of the newest keys and values: position p lies in slot p mod C.
-
-    Args:
-        keys, values: [B, kv_heads, C, head_dim], written in place.
-        slots: int64 [C], 0..C-1.
-    """
-
-    keys: Tensor
-    values: Tensor
-    slots: Tensor
-
-    def write_(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Stores positions first.. of keys and values [B, kv_heads, n, head_dim]."""
-        size = len(self.slots)
-        start, count = first % size, keys.shape[2]
-        head = min(count, size - start)
-        for ring, new in ((self.keys, keys), (self.values, values)):
-            ring[:, :, start : start + head] = new[:, :, :head]
-            if head < count:
-                ring[:, :, : count - head] = new[:, :, head:]
 
 
 class Attention(nn.Module):
@@ -77,6 +52,7 @@ class Attention(nn.Module):
         # queries, keys and values of all heads, one under the other: one product is faster than three
         self.project = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
         self.out = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.has_qk_norm = qk_norm
         self.query_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
         self.key_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
         self.register_buffer("memory", pattern.memory.clamp(min=0), persistent=False)
@@ -85,47 +61,24 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, L, D] -> [B, L, D]."""
-        q, k, v = self._project(h, 0)  # each [B, L, heads, head_dim]
+        q, k, v = self._project(h)  # each [B, L, heads, head_dim]
         if self.pattern.num_blocks == 1:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self._is_grouped)
             return self.out(mixed.transpose(1, 2).flatten(2))
         return self.out(self._attend_in_blocks(q, k, v))
 
-    def new_cache(self, batch_size: int, like: Tensor) -> KeyValueCache:
-        """Returns an empty cache with the dtype and device of `like`."""
-        shape = (batch_size, self.num_kv_heads, self.pattern.cache_size, self.head_dim)
-        return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape), torch.arange(shape[2], device=like.device))
-
-    def step(self, h: Tensor, cache: KeyValueCache, first: int) -> Tensor:
-        """Attends from positions first..first+n-1, which lie in one query block, after storing them in the cache.
-
-        Args:
-            h: [B, n, D].
-            cache: holds everything before `first`; updated in place.
-            first: position of h[:, 0].
-
-        Returns:
-            [B, n, D], equal to `forward` at those positions.
-        """
-        q, k, v = (t.transpose(1, 2) for t in self._project(h, first))  # [B, heads, n, head_dim]
-        cache.write_(first, k, v)
-        seen = self._seen_slots(first, h.shape[1], cache)
-        mixed = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen, enable_gqa=self._is_grouped)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
     @property
     def _is_grouped(self) -> bool:
         return self.num_kv_heads != self.num_heads
 
-    def _project(self, h: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, n, D] at positions first.. -> q, k, v, each [B, n, heads, head_dim]."""
+    def _project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, L, D] -> q, k, v, each [B, L, heads, head_dim]."""
         heads = self.project(h).unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], 2)
         q, k = self.query_norm(q), self.key_norm(k)
         if self.angles is not None:
-            angles = self.angles[first : first + h.shape[1]]
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = rotate(q, self.angles), rotate(k, self.angles)
         return q.to(v.dtype), k.to(v.dtype), v
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -150,7 +103,9 @@ class Attention(nn.Module):
             mixed = attend_in_blocks(q, k, v, self.visible, previous_blocks=previous)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible[:, None], scale=1.0)
-        mixed = mixed.unflatten(1, (batch, self.num_heads)).permute(1, 0, 3, 2, 4)  # [B, blocks, block, heads, head_dim]
+        mixed = mixed.unflatten(1, (batch, self.num_heads)).permute(
+            1, 0, 3, 2, 4
+        )  # [B, blocks, block, heads, head_dim]
         return mixed.flatten(3).flatten(1, 2)[:, :length]
 
     def _windows(self, t: Tensor) -> Tensor:
@@ -159,16 +114,68 @@ class Attention(nn.Module):
         memory = t.index_select(1, self.memory.flatten()).unflatten(1, tuple(self.memory.shape))
         return torch.cat([memory, own], 2).flatten(1, 2)
 
-    def _seen_slots(self, first: int, count: int, cache: KeyValueCache) -> Tensor:
-        """Returns bool [count, C]: which slots each of the positions sees."""
-        size = self.pattern.block_size
-        block, offset = divmod(first, size)
-        assert offset + count <= size, "a step must stay inside one query block"
-        capacity = len(cache.slots)
-        seen = torch.zeros(count, capacity, dtype=torch.bool, device=cache.slots.device)
-        memory = self.pattern.memory[block]
-        seen[:, (memory[memory >= 0] % capacity).to(seen.device)] = True
-        own = (torch.arange(block * size, first + count) % capacity).to(seen.device)
-        causal = torch.ones(count, offset + count, dtype=torch.bool, device=seen.device).tril(offset)
-        seen[:, own] = causal
-        return seen
+
+class AttentionStep:
+    """Attention of the next positions, with the keys and values of those before them.
+
+    Holds the layer's weights as plain attributes: a step for one image is so little work that looking things up in modules
+    would be a good part of it.
+
+    Args:
+        attention: the layer.
+        batch_size: B.
+        like: gives dtype and device of the cache.
+    """
+
+    def __init__(self, attention: Attention, batch_size: int, like: Tensor) -> None:
+        self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
+        self.head_dim, self.angles = attention.head_dim, attention.angles
+        self.group = self.num_heads // self.num_kv_heads
+        self.project, self.out = attention.project.weight, attention.out.weight
+        self.norms = (attention.query_norm, attention.key_norm) if attention.has_qk_norm else None
+        self.cache = KeyValueCache(
+            attention.pattern, batch_size, num_heads=self.num_kv_heads, head_dim=self.head_dim, like=like
+        )
+
+    def __call__(self, h: Tensor, first: int) -> Tensor:
+        """Attends from positions first..first+n-1, which lie in one query block, after storing them in the cache.
+
+        Query heads that share a key head are its queries, side by side, so that the cache is read once for all of them.
+
+        Args:
+            h: [B, n, D].
+            first: position of h[:, 0]; everything before it has been given.
+
+        Returns:
+            [B, n, D], equal to `Attention` at those positions.
+        """
+        batch_size, count, _ = h.shape
+        heads = F.linear(h, self.project).view(batch_size, count, -1, self.head_dim).transpose(1, 2)
+        if self.norms is not None or self.angles is not None:
+            self._norm_and_rotate_(heads, first)
+        q, keys_and_values = heads.split_with_sizes(
+            [self.num_heads, 2 * self.num_kv_heads], 1
+        )  # [B, heads, n, head_dim]
+        keys, values = self.cache.store_(first, keys_and_values).split_with_sizes([self.num_kv_heads] * 2, 1)
+        mask = None
+        if count > 1:  # [group * n, m]; the last query sees everything, each one before it one less
+            total = keys.shape[2]
+            mask = torch.ones(count, total, dtype=torch.bool, device=h.device).tril(total - count)
+            mask = mask.repeat(self.group, 1)
+        if self.group > 1:
+            q = q.unflatten(1, (self.num_kv_heads, self.group)).flatten(2, 3)  # [B, kv_heads, group * n, head_dim]
+        mixed = F.scaled_dot_product_attention(q, keys, values, mask)
+        if self.group > 1:
+            mixed = mixed.unflatten(2, (self.group, count)).flatten(1, 2)
+        return F.linear(mixed.transpose(1, 2).flatten(2), self.out)
+
+    def _norm_and_rotate_(self, heads: Tensor, first: int) -> None:
+        """Queries and keys of heads [B, heads, n, head_dim], in place."""
+        ends = (0, self.num_heads, self.num_heads + self.num_kv_heads)
+        for number in range(2):
+            part = heads[:, ends[number] : ends[number + 1]]
+            new = part if self.norms is None else self.norms[number](part)
+            if self.angles is not None:
+                angles = self.angles[first : first + heads.shape[2]]
+                new = rotate(new.transpose(1, 2), angles).transpose(1, 2)
+            part.copy_(new)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rasterformer.nn.attention import Attention, KeyValueCache
-from rasterformer.nn.convolution import CausalConv2d, InputRing
+from rasterformer.nn.attention import Attention, AttentionStep
+from rasterformer.nn.convolution import CausalConv2d, CausalConv2dStep
 
 Activation = Literal["relu", "gelu", "swiglu"]
 
@@ -18,6 +18,14 @@ Activation = Literal["relu", "gelu", "swiglu"]
 def make_norm(kind: Literal["layer", "rms"], width: int) -> nn.Module:
     """`layer`: LayerNorm with scale and bias, eps 1e-6 (the paper's code). `rms`: RMSNorm with scale (Zhang & Sennrich 2019)."""
     return nn.LayerNorm(width, eps=1e-6) if kind == "layer" else nn.RMSNorm(width, eps=1e-6)
+
+
+def activate(up: Tensor, activation: Activation) -> Tensor:
+    """What stands between the two maps of a feed-forward: [..., hidden], or [..., 2 hidden] for `swiglu` -> [..., hidden]."""
+    if activation == "swiglu":
+        gate, value = up.chunk(2, -1)
+        return F.silu(gate) * value
+    return F.relu(up) if activation == "relu" else F.gelu(up)
 
 
 class FeedForward(nn.Module):
@@ -45,25 +53,7 @@ class FeedForward(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, L, D] -> [B, L, D]."""
-        return self.down(self._activate(self.up(h)))
-
-    def step(self, h: Tensor, ring: InputRing, first: int) -> Tensor:
-        """h [B, n, D] at positions first.. -> [B, n, D]."""
-        return self.down(self._activate(self.up.step(h, ring, first)))
-
-    def _activate(self, up: Tensor) -> Tensor:
-        if self.activation == "swiglu":
-            gate, value = up.chunk(2, -1)
-            return F.silu(gate) * value
-        return F.relu(up) if self.activation == "relu" else F.gelu(up)
-
-
-@dataclass
-class LayerCache:
-    """What one layer keeps of the past: keys and values, and inputs of its convolution."""
-
-    attention: KeyValueCache | None
-    feed_forward: InputRing
+        return self.down(activate(self.up(h), self.activation))
 
 
 class DecoderLayer(nn.Module):
@@ -104,19 +94,48 @@ class DecoderLayer(nn.Module):
             x = self._residual(x, self.attention_norm, self.attention)
         return self._residual(x, self.feed_forward_norm, self.feed_forward)
 
-    def new_cache(self, batch_size: int, chunk: int, like: Tensor) -> LayerCache:
-        """Returns an empty cache for steps of at most `chunk` positions, with the dtype and device of `like`."""
-        attention = None if self.attention is None else self.attention.new_cache(batch_size, like)
-        return LayerCache(attention, self.feed_forward.up.new_ring(batch_size, chunk, like))
-
-    def step(self, x: Tensor, cache: LayerCache, first: int) -> Tensor:
-        """x [B, n, D] at positions first.., which lie in one query block -> [B, n, D]."""
-        if self.attention is not None and self.attention_norm is not None and cache.attention is not None:
-            attention, keys_values = self.attention, cache.attention
-            x = self._residual(x, self.attention_norm, lambda h: attention.step(h, keys_values, first))
-        return self._residual(x, self.feed_forward_norm, lambda h: self.feed_forward.step(h, cache.feed_forward, first))
-
     def _residual(self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.is_post_norm:
             return norm(x + self.dropout(sublayer(x)))
         return x + self.dropout(sublayer(norm(x)))
+
+
+class LayerStep:
+    """The next positions of a layer, with what it keeps of those before them: as the layer, without dropout.
+
+    Args:
+        layer: the layer; its weights are used, not copied.
+        batch_size: B.
+        like: gives dtype and device of the caches.
+    """
+
+    def __init__(self, layer: DecoderLayer, batch_size: int, like: Tensor) -> None:
+        self.is_post_norm = layer.is_post_norm
+        self.attention = None if layer.attention is None else AttentionStep(layer.attention, batch_size, like)
+        self.attention_norm = None if layer.attention_norm is None else _norm_step(layer.attention_norm)
+        self.feed_forward_norm = _norm_step(layer.feed_forward_norm)
+        self.activation = layer.feed_forward.activation
+        self.up = CausalConv2dStep(layer.feed_forward.up, batch_size, like)
+        self.down = layer.feed_forward.down.weight, layer.feed_forward.down.bias
+
+    def __call__(self, x: Tensor, first: int) -> Tensor:
+        """x [B, n, D] at positions first.., which lie in one query block -> [B, n, D]."""
+        if self.attention is not None and self.attention_norm is not None:
+            if self.is_post_norm:
+                x = self.attention_norm(x + self.attention(x, first))
+            else:
+                x = x + self.attention(self.attention_norm(x), first)
+        if self.is_post_norm:
+            return self.feed_forward_norm(x + self._feed_forward(x, first))
+        return x + self._feed_forward(self.feed_forward_norm(x), first)
+
+    def _feed_forward(self, h: Tensor, first: int) -> Tensor:
+        return F.linear(activate(self.up(h, first), self.activation), *self.down)
+
+
+def _norm_step(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The norm as a plain function."""
+    if not isinstance(norm, nn.LayerNorm):
+        return norm
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda h: torch.layer_norm(h, shape, weight, bias, eps)

@@ -1,28 +1,16 @@
 """Causal convolution over a raster grid: each position sees the cells above it and to its left, and perhaps itself.
 
-Like `Attention` it comes in two forms that give the same numbers: `forward` over whole grids (a dense convolution, which
-is what processors run fastest) and `step` over the next positions, from a ring of the newest inputs.
+Like attention it comes in two forms that give the same numbers: `CausalConv2d` over whole grids (a dense convolution, which
+is what processors run fastest) and `CausalConv2dStep` over the next positions, from a ring of the newest inputs.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass
-class InputRing:
-    """Ring of the newest inputs: position p lies in slot p mod C. rows [B, C, D] is written in place."""
-
-    rows: Tensor
-
-    def write_(self, first: int, inputs: Tensor) -> None:
-        """Stores positions first.. of inputs [B, n, D]."""
-        slots = torch.arange(first, first + inputs.shape[1], device=inputs.device) % self.rows.shape[1]
-        self.rows[:, slots] = inputs
+MAX_STEP = 64  # most positions that a step may take, and that may be taken back afterwards
 
 
 class CausalConv2d(nn.Module):
@@ -39,9 +27,6 @@ class CausalConv2d(nn.Module):
         sees_itself: whether the current cell belongs to the window.
     """
 
-    offsets: Tensor
-    columns: Tensor
-
     def __init__(
         self, in_width: int, out_width: int, grid: tuple[int, int], kernel: tuple[int, int], *, sees_itself: bool
     ) -> None:
@@ -53,14 +38,6 @@ class CausalConv2d(nn.Module):
             torch.randn(out_width, self.num_taps * in_width) * (self.num_taps * in_width) ** -0.5
         )
         self.bias = nn.Parameter(torch.zeros(out_width))
-        tap = torch.arange(self.num_taps)
-        self.register_buffer("offsets", (tap // cols - rows + 1) * grid[1] + tap % cols - cols // 2, persistent=False)
-        self.register_buffer("columns", tap % cols - cols // 2, persistent=False)
-
-    @property
-    def reach(self) -> int:
-        """How many positions back the window begins."""
-        return -int(self.offsets.min()) if self.num_taps else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, in_width] in raster order -> [B, L, out_width]."""
@@ -74,24 +51,53 @@ class CausalConv2d(nn.Module):
         out = F.conv2d(image, weight.permute(0, 3, 1, 2), self.bias)
         return out.permute(0, 2, 3, 1).flatten(1, 2)
 
-    def new_ring(self, batch_size: int, chunk: int, like: Tensor) -> InputRing:
-        """Returns an empty ring for steps of at most `chunk` positions."""
-        return InputRing(
-            like.new_zeros(batch_size, min(self.grid[0] * self.grid[1], self.reach + chunk), self.in_width)
-        )
-
-    def step(self, x: Tensor, ring: InputRing, first: int) -> Tensor:
-        """x [B, n, in_width] at positions first.. -> [B, n, out_width]. The ring is updated in place."""
-        ring.write_(first, x)
-        source, is_inside = self.window(torch.arange(first, first + x.shape[1], device=x.device))
-        return self.from_taps(ring.rows[:, source % ring.rows.shape[1]], is_inside)
-
-    def window(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions int64 [n] -> the cells of their windows, int64 [n, taps], and which of them lie inside the grid."""
-        source = positions[:, None] + self.offsets
-        column = positions[:, None] % self.grid[1] + self.columns
+    def window(self) -> tuple[Tensor, Tensor]:
+        """Returns the cells in the window of each position, int64 [L, taps], and which of them lie inside the grid."""
+        position, tap = torch.arange(self.grid[0] * self.grid[1])[:, None], torch.arange(self.num_taps)
+        down, right = tap // self.kernel[1] - self.kernel[0] + 1, tap % self.kernel[1] - self.kernel[1] // 2
+        source, column = position + down * self.grid[1] + right, position % self.grid[1] + right
         return source, (source >= 0) & (column >= 0) & (column < self.grid[1])
 
-    def from_taps(self, taps: Tensor, is_inside: Tensor) -> Tensor:
-        """taps [B, n, taps, in_width], is_inside bool [n, taps] -> [B, n, out_width]."""
-        return F.linear((taps * is_inside[..., None].to(taps.dtype)).flatten(2), self.weight, self.bias)
+
+class CausalConv2dStep:
+    """The next positions of a causal convolution, with a ring of the newest inputs: position p in slot p mod C.
+
+    The ring holds MAX_STEP positions more than the window reaches back, so the last step may be given again.
+
+    Args:
+        convolution: its weights are used, not copied.
+        batch_size: B.
+        like: gives dtype and device of the ring.
+    """
+
+    def __init__(self, convolution: CausalConv2d, batch_size: int, like: Tensor) -> None:
+        self.weight, self.bias = convolution.weight, convolution.bias
+        (rows, cols), in_width = convolution.kernel, convolution.in_width
+        self.is_pointwise = rows == cols == convolution.num_taps == 1
+        if self.is_pointwise:
+            return
+        self.ring_size = (rows - 1) * convolution.grid[1] + cols // 2 + MAX_STEP
+        self.ring = like.new_zeros(batch_size, self.ring_size + 1, in_width)  # the slot after the last holds zeros
+        source, is_inside = convolution.window()
+        self.slots = torch.where(is_inside, source % self.ring_size, self.ring_size).to(like.device)  # [L, taps]
+
+    def __call__(self, x: Tensor, first: int) -> Tensor:
+        """x [B, n, in_width] at positions first.., n <= MAX_STEP -> [B, n, out_width]."""
+        if self.is_pointwise:
+            return F.linear(x, self.weight, self.bias)
+        self.write_(x, first)
+        return self.read(first, x.shape[1])
+
+    def write_(self, x: Tensor, first: int) -> None:
+        """Puts x [B, n, in_width] at positions first.., n <= MAX_STEP, into the ring."""
+        count, start = x.shape[1], first % self.ring_size
+        assert count <= MAX_STEP, f"a step takes at most {MAX_STEP} positions, not {count}"
+        head = min(count, self.ring_size - start)
+        self.ring[:, start : start + head] = x[:, :head]
+        if head < count:
+            self.ring[:, : count - head] = x[:, head:]
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Returns the output at positions first..first+count-1, [B, count, out_width], whose windows are in the ring."""
+        taps = self.ring.index_select(1, self.slots[first : first + count].flatten())
+        return F.linear(taps.view(len(taps), count, -1), self.weight, self.bias)

@@ -36,11 +36,25 @@ class AttentionPattern:
         return self.memory.shape[0]
 
     @property
-    def cache_size(self) -> int:
-        """Positions that must be kept while a block is generated: from its oldest memory to its own end."""
+    def memory_size(self) -> int:
+        """M: the most positions that any block sees before itself."""
+        return int((self.memory >= 0).sum(-1).max())
+
+    @property
+    def memory_is_recent(self) -> bool:
+        """Whether every block's memory is an unbroken stretch that ends where the block begins."""
+        for block, row in enumerate(self.memory):
+            first, known = block * self.block_size, row[row >= 0]
+            if not torch.equal(known.sort().values, torch.arange(first - len(known), first)):
+                return False
+        return True
+
+    @property
+    def history_size(self) -> int:
+        """Positions before a block that must be kept for it and the blocks after it: back to the oldest memory."""
         first = torch.arange(self.num_blocks) * self.block_size
         oldest = torch.where(self.memory >= 0, self.memory, self.seq_len).amin(-1) if self.memory.shape[1] else first
-        return min(self.seq_len, int((first + self.block_size - torch.minimum(oldest, first)).max()))
+        return int((first - torch.minimum(oldest, first)).max())
 
     def visible(self) -> Tensor:
         """Returns bool [num_blocks, block_size, M + block_size]: which of memory and own block each query sees."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from rasterformer.autoregressive.sample import stream_seed
+from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import training_batches
 from rasterformer.data.png import image_grid, write_png

@@ -20,22 +20,25 @@ from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Cond, Distribution, Loss, OnStep, SampleOptions
 from rasterformer.nn.attention import Attention
-from rasterformer.nn.blocks import DecoderLayer, FeedForward, LayerCache, make_norm
+from rasterformer.nn.blocks import DecoderLayer, FeedForward, LayerStep, make_norm
+from rasterformer.nn.convolution import MAX_STEP
 from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
 from rasterformer.nn.positions import LearnedPositions, rotary_angles, sinusoidal_positions
 from rasterformer.systems.image_transformer.config import Config
-from rasterformer.systems.image_transformer.input import NeighbourhoodInput, PixelInput, TableInput
+from rasterformer.systems.image_transformer.input import Input, InputStep, NeighbourhoodInput, PixelInput, TableInput
 from rasterformer.systems.image_transformer.output import Head, PlainHead, ResidualCategoricalHead, ResidualMixtureHead
 
 
 @dataclass
 class DecodingState:
-    """What `step` carries on: the symbols so far, the condition's vector, and one cache per layer."""
+    """What `step` carries on. Everything is allocated by `begin` and written in place."""
 
     x: Tensor  # int64 [B, L, E]; the first `done` positions are known
     done: int
+    places: Tensor | None  # [L, D], what is added to each position
     condition: Tensor | None  # [B, 1, D]
-    caches: list[LayerCache]
+    input: InputStep
+    layers: list[LayerStep]
 
 
 class ImageTransformer(Autoregressive):
@@ -48,6 +51,7 @@ class ImageTransformer(Autoregressive):
     """
 
     sinusoids: Tensor | None
+    all_positions: Tensor
 
     def __init__(self, config: Config, codec: PixelCodec, num_classes: int) -> None:
         super().__init__()
@@ -65,9 +69,7 @@ class ImageTransformer(Autoregressive):
 
         if config.input == "table":
             channels = torch.arange(3).expand(len(cols), 3) if codec.x_shape[1] == 3 else (cols % 3)[:, None]
-            self.input: TableInput | NeighbourhoodInput | PixelInput = TableInput(
-                channels, width, learned_start=config.learned_start
-            )
+            self.input: Input = TableInput(channels, width, learned_start=config.learned_start)
         elif config.input == "neighbourhood":
             self.input = NeighbourhoodInput(
                 codec.x_shape[1], width, grid, config.neighbourhood, learned_start=config.learned_start
@@ -78,6 +80,7 @@ class ImageTransformer(Autoregressive):
 
         sinusoids = sinusoidal_positions(rows, cols, width) if config.positions == "sinusoidal" else None
         self.register_buffer("sinusoids", sinusoids, persistent=False)
+        self.register_buffer("all_positions", torch.arange(len(rows)), persistent=False)
         is_learned = config.positions in ("learned", "learned_summed")
         summed = config.positions == "learned_summed"
         self.positions = LearnedPositions(rows, cols, width, summed=summed) if is_learned else None
@@ -124,12 +127,11 @@ class ImageTransformer(Autoregressive):
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         """x int64 [B, L, E] -> params [B, L, P]; params[:, i] depends only on x[:, :i] and cond."""
-        return self.head(self.features(x, cond), x, self._all_positions(x))
+        return self.head(self.features(x, cond), x, self.all_positions)
 
     def features(self, x: Tensor, cond: Cond) -> Tensor:
         """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
-        positions = self._all_positions(x)
-        h = self._embed(x, positions, self._condition(cond, len(x)))
+        h = self.dropout(_add(self.input(x), self._places(), self._condition(cond, len(x))))
         for layer in self.layers:
             h = layer(h)
         return self.final_norm(h)
@@ -143,7 +145,7 @@ class ImageTransformer(Autoregressive):
         h = self.features(x, cond)
         length = self.x_shape[0]
         size = self.config.loss_chunk or length
-        positions = self._all_positions(x)
+        positions = self.all_positions
         nats = x.new_zeros(len(x), dtype=torch.float32)
         for first in range(0, length, size):
             part = slice(first, first + size)
@@ -168,44 +170,56 @@ class ImageTransformer(Autoregressive):
 
     def begin(self, cond: Cond, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Returns params [B, 1, P] of position 0 and the state that `step` carries on."""
-        reference = self.head.linear.weight
-        x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=reference.device)
-        caches = [layer.new_cache(batch_size, self.pattern.block_size, reference) for layer in self.layers]
-        state = DecodingState(x, 0, self._condition(cond, batch_size), caches)
-        return self._advance(state, 0, 1), state
+        like = self.head.linear.weight
+        x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
+        layers = [LayerStep(layer, batch_size, like) for layer in self.layers]
+        state = DecodingState(
+            x, 0, self._places(), self._condition(cond, batch_size), self.input.stepper(batch_size, like), layers
+        )
+        h = self.input.start(like.new_empty(batch_size, 1, self.config.width))
+        return self._decode(h, state, 0), state
 
     def step(self, x: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """x int64 [B, n, E], the next positions -> params [B, n, P] of those after them, n - 1 at the end of the image."""
-        first, count = state.done, x.shape[1]
-        state.x[:, first : first + count] = x
-        state.done = first + count
-        last = min(state.done + 1, self.x_shape[0])
-        return self._advance(state, first + 1, last), state
+        first, size = state.done, self.pattern.block_size
+        state.done = first + x.shape[1]
+        state.x[:, first : state.done] = x
+        parts = []
+        start, end = first + 1, min(state.done + 1, self.x_shape[0])
+        while start < end:  # in pieces that lie in one query block
+            stop = min(end, (start // size + 1) * size, start + MAX_STEP)
+            h = state.input(state.x[:, start - 1 : stop - 1], start)
+            parts.append(self._decode(h, state, start))
+            start = stop
+        if len(parts) == 1:
+            return parts[0], state
+        none = self.head.linear.weight.new_zeros(len(x), 0, self.distribution.params_per_position)
+        return torch.cat([none, *parts], 1), state
 
-    def _advance(self, state: DecodingState, first: int, last: int) -> Tensor:
-        """Runs positions first..last-1 through all layers, one query block at a time, and returns their params."""
-        params = [self.head.linear.weight.new_zeros(len(state.x), 0, self.distribution.params_per_position)]
+    def lookahead(self, state: DecodingState) -> int:
+        """How many positions can be given to `step` now, and all but the first of them be taken back."""
         size = self.pattern.block_size
-        while first < last:
-            end = min(last, (first // size + 1) * size)
-            positions = torch.arange(first, end, device=state.x.device)
-            h = self._embed(state.x, positions, state.condition)
-            for layer, cache in zip(self.layers, state.caches, strict=True):
-                h = layer.step(h, cache, first)
-            params.append(self.head(self.final_norm(h), state.x, positions))
-            first = end
-        return torch.cat(params, 1)
+        end = ((state.done + 1) // size + 1) * size  # a finished query block has moved its memory on
+        return min(self.x_shape[0] - state.done, end - state.done - 1, MAX_STEP)
 
-    def _embed(self, x: Tensor, positions: Tensor, condition: Tensor | None) -> Tensor:
-        """What came before `positions`, then where they are, then the class: x [B, L, E] -> [B, n, D]."""
-        h = self.input(x, positions)
-        if self.sinusoids is not None:
-            h = h + self.sinusoids[positions].to(h.dtype)
-        if self.positions is not None:
-            h = h + self.positions()[positions].to(h.dtype)
-        if condition is not None:
-            h = h + condition.to(h.dtype)
-        return self.dropout(h)
+    def rewind(self, state: DecodingState, done: int) -> DecodingState:
+        """Takes back what was given after the first `done` positions."""
+        state.done = done
+        return state
+
+    def _decode(self, h: Tensor, state: DecodingState, first: int) -> Tensor:
+        """h [B, n, D], what the input makes of positions first.., in one query block -> params [B, n, P]."""
+        part = slice(first, first + h.shape[1])
+        h = _add(h, None if state.places is None else state.places[part], state.condition)
+        for layer in state.layers:
+            h = layer(h, first)
+        return self.head(self.final_norm(h), state.x, self.all_positions[part])
+
+    def _places(self) -> Tensor | None:
+        """Where each position lies: [L, D]."""
+        if self.positions is None:
+            return self.sinusoids
+        return self.positions() if self.sinusoids is None else self.sinusoids + self.positions()
 
     def _condition(self, cond: Cond, batch_size: int) -> Tensor | None:
         """The class embedding times sqrt(d), the same for every position: [B, 1, D]."""
@@ -226,9 +240,6 @@ class ImageTransformer(Autoregressive):
 
     def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
         return -self.distribution.log_prob(self.head(h, x, positions), x[:, positions]).sum(1)
-
-    def _all_positions(self, x: Tensor) -> Tensor:
-        return torch.arange(self.x_shape[0], device=x.device)
 
     def _initialise(self) -> None:
         if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):
@@ -251,6 +262,12 @@ class ImageTransformer(Autoregressive):
                     nn.init.zeros_(branch.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=self.config.width**-1.0)
+
+
+def _add(h: Tensor, *vectors: Tensor | None) -> Tensor:
+    for vector in vectors:
+        h = h if vector is None else h + vector.to(h.dtype)
+    return h
 
 
 def attention_pattern(config: Config, codec: PixelCodec) -> AttentionPattern:
