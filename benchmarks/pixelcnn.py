@@ -93,6 +93,14 @@ class PixelCNN(Autoregressive):
         end = done + x.shape[1]
         return self._rows(known, done + 1, min(end + 1, self.x_shape[0])), (known, end)
 
+    def state_bytes(self, batch_size: int) -> int:
+        """The pixels so far are all that is kept."""
+        return 8 * batch_size * self.x_shape[0] * self.x_shape[1]
+
+    def to_bfloat16(self) -> PixelCNN:
+        """Not needed for the comparison."""
+        raise NotImplementedError("the opponent is scored in float32")
+
     def lookahead(self, state: tuple[Tensor, int]) -> int:
         """Everything that is left: nothing is kept but the pixels."""
         return self.x_shape[0] - state[1]

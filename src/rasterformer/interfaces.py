@@ -189,6 +189,17 @@ class Autoregressive(ImageModel):
         """
 
     @abstractmethod
+    def state_bytes(self, batch_size: int) -> int:
+        """Bytes that `begin` allocates for a batch and keeps: nothing is added to them later."""
+
+    @abstractmethod
+    def to_bfloat16(self) -> Autoregressive:
+        """Returns a copy that computes its layers and keeps its caches in bfloat16; its params stay float32.
+
+        It is a rounded model: its likelihoods are its own and differ a little from the original's.
+        """
+
+    @abstractmethod
     def lookahead(self, state: Any) -> int:
         """How many positions can be given to `step` now, and all but the first of them be taken back by `rewind`.
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from rasterformer import registry
 from rasterformer.autoregressive.complete import known_prefix, parse_known
+from rasterformer.autoregressive.memory import DrawingPlan, available_bytes, plan_drawing
 from rasterformer.autoregressive.noise import image_generators, stream_seed
+from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.checkpoint import latest_checkpoint, load_checkpoint, load_model_folder, save_model_folder
@@ -31,7 +33,11 @@ from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_from_dict, recipe_hash, recipe_to_dict
 
+MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
+
 Images = Tensor | Sequence[Image.Image]
+OnImages = Callable[[int, Tensor], None]
+Precision = Literal["float32", "bfloat16"]
 Label = str | int | None
 
 
@@ -99,11 +105,15 @@ class System:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        batch_size: int = 64,
+        first: int = 0,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        parallel: bool = False,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
+        on_images: OnImages | None = None,
     ) -> Any:
-        """Draws n images. Image k depends on seed and k only, not on n or batch_size.
+        """Draws n images. Image k depends on seed and k only, not on n, first or batch_size.
 
         Args:
             n: number of images.
@@ -111,29 +121,49 @@ class System:
                 for each image, uniformly, from the seed.
             temperature, top_k, top_p: see `SampleOptions`.
             seed: any integer.
-            batch_size: images drawn at a time.
+            first: number of the first image: `first=64` goes on where `n=64` ended.
+            batch_size: images drawn at a time. None: as many as half of the free memory holds, at most 64.
+            precision: of layers and caches. `bfloat16` is faster with many images and draws from a rounded model.
+            parallel: draw one image at a time, several positions per pass; the same images. Worth it for a few images of
+                separate channels, which are well predictable.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             on_step: told (positions done, positions in all) over all batches.
+            on_images: given (index of the first, uint8 [B, 3, H, W]) of every batch when it is done.
 
         Raises:
-            ConfigError: an unknown label, or options that describe no distribution.
+            ConfigError: an unknown label, options that describe no distribution, or a batch that does not fit into memory.
         """
         options = SampleOptions(temperature, top_k, top_p)
-        cond = self._cond(label, n, seed)
-        length = self.codec.x_shape[0]
+        cond = self._cond(label, n, seed, first=first)
+        model, plan = self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)
         pictures = []
-        for rows in _batches(n, batch_size):
-            count, part = rows.stop - rows.start, rows.start
-            x = self.model.sample(
-                cond.rows(rows),
-                count,
-                options=options,
-                rng=image_generators(seed, count, first=rows.start),
-                on_step=_in_parts(on_step, part * length, n * length, count),
-            )
+        for rows in _batches(n, plan.batch_size):
+            rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
+            told = _in_parts(on_step, rows, n, plan.positions)
+            if parallel:
+                x = draw_in_parallel(model, cond.rows(rows), options=options, rng=rng, on_step=told).x
+            else:
+                x = model.sample(cond.rows(rows), len(rng), options=options, rng=rng, on_step=told)
             pictures.append(self.codec.decode(x).cpu())
+            if on_images is not None:
+                on_images(rows.start, pictures[-1])
         images = torch.cat(pictures)
         return images if as_tensor else to_pil(images)
+
+    def plan_sampling(
+        self,
+        n: int,
+        *,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        parallel: bool = False,
+    ) -> DrawingPlan:
+        """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
+
+        Raises:
+            ConfigError: a batch does not fit into memory.
+        """
+        return self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)[1]
 
     def complete(
         self,
@@ -146,9 +176,12 @@ class System:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        parallel: bool = False,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
+        on_images: OnImages | None = None,
     ) -> Any:
         """Draws the unknown part of images, n times each; known pixels stay as they are.
 
@@ -157,13 +190,15 @@ class System:
             known: `top:0.5`, `rows:12`, or a mask bool [H, W]; must be a prefix of the generation order.
             n: completions of each image.
             label: class name or index, for all or one for each of the B images. None: as in `sample`.
-            temperature, top_k, top_p, seed, batch_size, as_tensor, on_step: as in `sample`.
+            temperature, top_k, top_p, seed, batch_size, precision, parallel, as_tensor, on_step: as in `sample`.
+            on_images: as in `sample`; the images are those of the first image, then those of the second, and so on.
 
         Returns:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
 
         Raises:
-            ConfigError: the mask is no prefix, an unknown label, or options that describe no distribution.
+            ConfigError: the mask is no prefix, an unknown label, options that describe no distribution, or a batch that does
+                not fit into memory.
             ShapeError: images or mask of another shape.
         """
         pixels = self.to_tensor(images)
@@ -171,24 +206,24 @@ class System:
         mask = parse_known(known, height, width) if isinstance(known, str) else known
         count_known = known_prefix(self.codec, mask)
         x = self.codec.encode(pixels).repeat_interleave(n, 0)
-        total, length = len(x), self.codec.x_shape[0]
+        total = len(x)
         if label is not None and not isinstance(label, str | int):
             label = [entry for entry in label for _ in range(n)]
         cond = self._cond(label, total, seed)
         options = SampleOptions(temperature, top_k, top_p)
+        model, plan = self._drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
         drawn = []
-        for rows in _batches(total, batch_size):
-            count = rows.stop - rows.start
-            out = draw(
-                self.model,
-                cond.rows(rows),
-                count,
-                options=options,
-                rng=image_generators(seed, count, first=rows.start),
-                prefix=x[rows, :count_known].to(self.device),
-                on_step=_in_parts(on_step, rows.start * length, total * length, count),
-            )
+        for rows in _batches(total, plan.batch_size):
+            rng = image_generators(seed, rows.stop - rows.start, first=rows.start)
+            told = _in_parts(on_step, rows, total, plan.positions)
+            part, known_x = cond.rows(rows), x[rows, :count_known]
+            if parallel:
+                out = draw_in_parallel(model, part, options=options, rng=rng, prefix=known_x, on_step=told).x
+            else:
+                out = draw(model, part, len(rng), options=options, rng=rng, prefix=known_x, on_step=told)
             drawn.append(self.codec.decode(out).cpu())
+            if on_images is not None:
+                on_images(rows.start, drawn[-1])
         result = torch.cat(drawn).unflatten(0, (len(pixels), n))
         return result if as_tensor else [to_pil(row) for row in result]
 
@@ -267,13 +302,28 @@ class System:
         """
         save_model_folder(folder, config=self.config(), state=self.model.state_dict(), card=self._card())
 
-    def _cond(self, label: Label | Sequence[Label], count: int, seed: int) -> Cond:
+    def _drawing(
+        self, n: int, *, batch_size: int | None, precision: Precision, parallel: bool
+    ) -> tuple[Autoregressive, DrawingPlan]:
+        """The model in the precision to draw in, and how many images at a time."""
+        if n < 1 or (batch_size is not None and batch_size < 1):
+            raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
+        if parallel and batch_size is not None and batch_size > 1:
+            raise ConfigError(f"batch_size = {batch_size}, but parallel draws one image at a time. Leave one of them out.")
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision = {precision!r} is not known. Use float32 or bfloat16.")
+        model = self.model.to_bfloat16() if precision == "bfloat16" else self.model
+        size = 1 if parallel else batch_size
+        available = available_bytes(self.device)
+        return model, plan_drawing(model, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
+
+    def _cond(self, label: Label | Sequence[Label], count: int, seed: int, *, first: int = 0) -> Cond:
         if not self.model.num_classes:
             if label is not None:
                 raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
             return Cond()
         if label is None:  # one stream per image, apart from the images' own streams
-            streams = (torch.Generator().manual_seed(stream_seed(seed, "label", k)) for k in range(count))
+            streams = (torch.Generator().manual_seed(stream_seed(seed, "label", first + k)) for k in range(count))
             classes = [int(torch.randint(self.model.num_classes, (), generator=g)) for g in streams]
         else:
             labels = [label] * count if isinstance(label, str | int) else list(label)
@@ -369,8 +419,8 @@ def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, size))
 
 
-def _in_parts(on_step: OnStep | None, before: int, total: int, count: int) -> Callable[[int, int], None] | None:
-    """Progress of one batch of `count` images as progress of all."""
+def _in_parts(on_step: OnStep | None, rows: slice, total: int, length: int) -> OnStep | None:
+    """Progress of one batch, `rows` of `total` images, as progress of all."""
     if on_step is None:
         return None
-    return lambda done, _: on_step(before + done * count, total)
+    return lambda done, _: on_step(rows.start * length + done * (rows.stop - rows.start), total * length)

@@ -158,6 +158,12 @@ class FewLevels(Autoregressive):
         params, state = self.model.step(self.values[x], state)
         return params[..., self.kept], state
 
+    def state_bytes(self, batch_size: int) -> int:
+        return self.model.state_bytes(batch_size)
+
+    def to_bfloat16(self) -> Autoregressive:
+        raise NotImplementedError("enumeration needs exact numbers")
+
     def lookahead(self, state: Any) -> int:
         return self.model.lookahead(state)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -26,8 +26,12 @@ def complete(
     top_p: float | None = None,
     seed: int = 0,
     out: Path = Path("completions"),
+    batch_size: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    parallel: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
-) -> None:
+) -> int:
     """Complete images of which the first part is known.
 
     Args:
@@ -42,6 +46,10 @@ def complete(
         top_p: draw each value from the smallest set with this probability only.
         seed: another seed, other completions.
         out: folder for grid.png (known | completions | original) and the single images.
+        batch_size: completions drawn at a time. Default: as many as half of the free memory holds, at most 64.
+        precision: bfloat16 is faster with many images and draws from a rounded model.
+        parallel: draw one completion at a time, several positions per pass; the same images.
+        dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
     """
     import torch
@@ -61,30 +69,54 @@ def complete(
     originals = system.to_tensor([decode_file(path).image for path in images])
     size = system.image_size
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
-    with step_progress(f"completing {len(images)} images, {n} times each") as on_step:
-        drawn: Tensor = system.complete(
-            originals,
-            known=mask,
-            n=n,
-            label=label,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            as_tensor=True,
-            on_step=on_step,
-        )
+    if dry_run:
+        print(system.plan_sampling(len(images) * n, batch_size=batch_size, precision=precision, parallel=parallel))
+        return 0
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
+    about = {
+        "kind": "completion",
+        "model": str(model),
+        "recipe": recipe_hash(system.recipe),
+        "precision": precision,
+        **options,
+    }
+    done: list[Tensor] = []
+
+    def keep(start: int, completions: Tensor) -> None:
+        done.append(completions)
+        for number, image in enumerate(completions, start=start):
+            path, k = images[number // n], number % n
+            write_png(out / f"{path.stem}-{k}.png", image, metadata={**about, "image": path.name, "completion": k})
+
+    try:
+        with step_progress(f"completing {len(images)} images, {n} times each") as on_step:
+            system.complete(
+                originals,
+                known=mask,
+                n=n,
+                label=label,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                batch_size=batch_size,
+                precision=precision,
+                parallel=parallel,
+                as_tensor=True,
+                on_step=on_step,
+                on_images=keep,
+            )
+    except KeyboardInterrupt:
+        print(f"stopped: {sum(map(len, done))} of {len(images) * n} completions are in {out}")
+        return 130
+    drawn = torch.cat(done).unflatten(0, (len(images), n))
     shown = torch.where(mask, originals, 128)
     rows = torch.cat([shown[:, None], drawn, originals[:, None]], 1)  # [images, 1 + n + 1, 3, H, W]
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
-    about = {"kind": "completion", "model": str(model), "recipe": recipe_hash(system.recipe), **options}
     write_png(out / "grid.png", image_grid(rows.flatten(0, 1), columns=n + 2, scale=scale), metadata=about)
-    for path, completions in zip(images, drawn, strict=True):
-        for k, image in enumerate(completions):
-            write_png(out / f"{path.stem}-{k}.png", image, metadata={**about, "image": path.name, "completion": k})
     print(
         f"{len(images) * n} completions in {out}, all together in {out / 'grid.png'} (known | completions | original)"
     )
+    return 0
 
 
 def _read_mask(path: Path, size: int) -> Tensor:

@@ -1,11 +1,16 @@
 """`rasterformer sample`: new images, as a grid and one by one."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from rasterformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sample(
@@ -17,10 +22,14 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    first: int = 0,
     out: Path = Path("samples"),
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    parallel: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
-) -> None:
+) -> int:
     """Draw new images.
 
     Image k of a seed is the same for every number of images and every batch size.
@@ -33,39 +42,66 @@ def sample(
         top_k: draw each value from the k most probable ones only.
         top_p: draw each value from the smallest set with this probability only.
         seed: another seed, other images.
+        first: number of the first image: --first 64 goes on where -n 64 ended.
         out: folder for grid.png and the single images.
-        batch_size: images drawn at a time.
+        batch_size: images drawn at a time. Default: as many as half of the free memory holds, at most 64.
+        precision: bfloat16 is faster with many images and draws from a rounded model.
+        parallel: draw one image at a time, several positions per pass; the same images. Faster for a few images of a
+            categorical model.
+        dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
     """
+    import torch
+
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
     from rasterformer.data.png import image_grid, write_png
     from rasterformer.recipe_file import recipe_hash
 
-    if n < 1 or batch_size < 1 or scale < 1:
-        raise ConfigError(f"-n {n}, --batch-size {batch_size} and --scale {scale} must be at least 1.")
+    if n < 1 or scale < 1 or first < 0:
+        raise ConfigError(f"-n {n} and --scale {scale} must be at least 1, --first {first} at least 0.")
     system = load(model)
-    with step_progress(f"drawing {n} images") as on_step:
-        images = system.sample(
-            n,
-            label=label,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-            as_tensor=True,
-            on_step=on_step,
-        )
+    if dry_run:
+        print(system.plan_sampling(n, batch_size=batch_size, precision=precision, parallel=parallel))
+        return 0
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
     about = {
         "kind": "sample",
         "model": str(model),
         "recipe": recipe_hash(system.recipe),
         "steps": system.steps,
+        "precision": precision,
         **options,
     }
-    write_png(out / "grid.png", image_grid(images, scale=scale), metadata={**about, "images": n})
-    for k, image in enumerate(images):
-        write_png(out / f"{k:04d}.png", image, metadata={**about, "image": k})
+    done: list[Tensor] = []
+
+    def keep(start: int, images: Tensor) -> None:
+        done.append(images)
+        for k, image in enumerate(images, start=first + start):
+            write_png(out / f"{k:04d}.png", image, metadata={**about, "image": k})
+        grid = torch.cat(done)
+        write_png(out / "grid.png", image_grid(grid, scale=scale), metadata={**about, "first": first, "images": len(grid)})
+
+    try:
+        with step_progress(f"drawing {n} images") as on_step:
+            system.sample(
+                n,
+                label=label,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                first=first,
+                batch_size=batch_size,
+                precision=precision,
+                parallel=parallel,
+                as_tensor=True,
+                on_step=on_step,
+                on_images=keep,
+            )
+    except KeyboardInterrupt:
+        finished = sum(map(len, done))
+        print(f"stopped: {finished} of {n} images are in {out}; the others: --first {first + finished} -n {n - finished}")
+        return 130
     print(f"{n} images in {out}, all together in {out / 'grid.png'}")
+    return 0

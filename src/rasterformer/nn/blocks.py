@@ -118,6 +118,11 @@ class LayerStep:
         self.up = CausalConv2dStep(layer.feed_forward.up, batch_size, like)
         self.down = layer.feed_forward.down.weight, layer.feed_forward.down.bias
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return self.up.nbytes + (0 if self.attention is None else self.attention.cache.nbytes)
+
     def __call__(self, x: Tensor, first: int) -> Tensor:
         """x [B, n, D] at positions first.., which lie in one query block -> [B, n, D]."""
         if self.attention is not None and self.attention_norm is not None:

@@ -41,6 +41,11 @@ class KeyValueCache:
         if not pattern.memory_is_recent:
             self.history = like.new_zeros(batch_size, 2 * num_heads, pattern.history_size, head_dim)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of window and history."""
+        return self.window.nbytes + (0 if self.history is None else self.history.nbytes)
+
     def store_(self, first: int, keys_and_values: Tensor) -> Tensor:
         """Stores positions first.., all of one block, and returns what the last of them sees.
 

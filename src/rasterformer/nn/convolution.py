@@ -74,10 +74,12 @@ class CausalConv2dStep:
         self.weight, self.bias = convolution.weight, convolution.bias
         (rows, cols), in_width = convolution.kernel, convolution.in_width
         self.is_pointwise = rows == cols == convolution.num_taps == 1
+        self.nbytes = 0
         if self.is_pointwise:
             return
         self.ring_size = (rows - 1) * convolution.grid[1] + cols // 2 + MAX_STEP
         self.ring = like.new_zeros(batch_size, self.ring_size + 1, in_width)  # the slot after the last holds zeros
+        self.nbytes = self.ring.nbytes
         source, is_inside = convolution.window()
         self.slots = torch.where(is_inside, source % self.ring_size, self.ring_size).to(like.device)  # [L, taps]
 

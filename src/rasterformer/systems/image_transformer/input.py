@@ -50,6 +50,10 @@ class Input(nn.Module, ABC):
             like: gives dtype and device of what it keeps of the past.
         """
 
+    def stepper_bytes(self, batch_size: int, like: Tensor) -> int:
+        """Returns the bytes that such a function keeps."""
+        return 0
+
 
 class TableInput(Input):
     """Embeddings of the previous cell's values, 256 rows for each channel, times sqrt(d) (paper, section 3.1).
@@ -155,6 +159,10 @@ class NeighbourhoodInput(Input):
             return convolution.read(first, previous.shape[1])
 
         return step
+
+    def stepper_bytes(self, batch_size: int, like: Tensor) -> int:
+        """Returns the bytes of the ring of values and flags."""
+        return CausalConv2dStep(self.convolution, batch_size, like).nbytes
 
     def _features(self, x: Tensor, first: int) -> Tensor:
         """x int64 [B, n, E] at positions first.. -> values and flags [B, n, 4 or 6]."""

@@ -6,6 +6,7 @@ of the paper is found. Read `forward` first: embed, layers, head. `begin` and `s
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class ImageTransformer(Autoregressive):
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         """x int64 [B, L, E] -> params [B, L, P]; params[:, i] depends only on x[:, :i] and cond."""
-        return self.head(self.features(x, cond), x, self.all_positions)
+        return self._output(self.features(x, cond), x, self.all_positions)
 
     def features(self, x: Tensor, cond: Cond) -> Tensor:
         """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
@@ -170,7 +171,7 @@ class ImageTransformer(Autoregressive):
 
     def begin(self, cond: Cond, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Returns params [B, 1, P] of position 0 and the state that `step` carries on."""
-        like = self.head.linear.weight
+        like = self.layers[0].feed_forward.down.weight
         x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
         layers = [LayerStep(layer, batch_size, like) for layer in self.layers]
         state = DecodingState(
@@ -196,6 +197,18 @@ class ImageTransformer(Autoregressive):
         none = self.head.linear.weight.new_zeros(len(x), 0, self.distribution.params_per_position)
         return torch.cat([none, *parts], 1), state
 
+    def state_bytes(self, batch_size: int) -> int:
+        """Bytes of symbols and caches of a batch."""
+        like = self.layers[0].feed_forward.down.weight.to("meta")
+        kept = sum(LayerStep(layer, batch_size, like).nbytes for layer in self.layers)
+        return kept + self.input.stepper_bytes(batch_size, like) + batch_size * 8 * math.prod(self.x_shape)
+
+    def to_bfloat16(self) -> ImageTransformer:
+        """Returns a copy with everything but the head in bfloat16."""
+        rounded = copy.deepcopy(self).to(torch.bfloat16)
+        rounded.head.to(self.head.linear.weight.dtype).load_state_dict(self.head.state_dict())
+        return rounded
+
     def lookahead(self, state: DecodingState) -> int:
         """How many positions can be given to `step` now, and all but the first of them be taken back."""
         size = self.pattern.block_size
@@ -213,7 +226,11 @@ class ImageTransformer(Autoregressive):
         h = _add(h, None if state.places is None else state.places[part], state.condition)
         for layer in state.layers:
             h = layer(h, first)
-        return self.head(self.final_norm(h), state.x, self.all_positions[part])
+        return self._output(self.final_norm(h), state.x, self.all_positions[part])
+
+    def _output(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+        """h [B, n, D] at `positions` -> params [B, n, P]."""
+        return self.head(h.to(self.head.linear.weight.dtype), x, positions)
 
     def _places(self) -> Tensor | None:
         """Where each position lies: [L, D]."""
@@ -239,7 +256,7 @@ class ImageTransformer(Autoregressive):
         return self.class_embedding(cond.label)[:, None] * math.sqrt(self.config.width)
 
     def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
-        return -self.distribution.log_prob(self.head(h, x, positions), x[:, positions]).sum(1)
+        return -self.distribution.log_prob(self._output(h, x, positions), x[:, positions]).sum(1)
 
     def _initialise(self) -> None:
         if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):

@@ -1,0 +1,105 @@
+"""How much memory drawing takes, known before it begins, and how many images at a time fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rasterformer.autoregressive.noise import NUMBERS_AT_A_TIME
+from rasterformer.errors import ConfigError
+from rasterformer.interfaces import Autoregressive
+
+SHARE = 0.5  # of the memory that is free; the rest is for what else the machine does
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def drawing_bytes(model: Autoregressive, batch_size: int) -> int:
+    """Bytes that drawing takes besides the weights: the state of `begin`, the images, and their noise.
+
+    Args:
+        model: in the precision that it will draw in.
+        batch_size: B.
+    """
+    length, symbols = model.x_shape
+    noise = 3 * 8 * max(NUMBERS_AT_A_TIME, model.distribution.noise_per_position)  # float64 while it is made
+    return model.state_bytes(batch_size) + batch_size * (8 * length * symbols + noise)
+
+
+@dataclass(frozen=True)
+class DrawingPlan:
+    """What drawing will take.
+
+    Args:
+        num_images: in all.
+        batch_size: drawn at a time.
+        positions: steps of each image.
+        bytes_per_image: of a batch: caches, symbols and noise.
+        weight_bytes: of the model.
+        available_bytes: free now.
+    """
+
+    num_images: int
+    batch_size: int
+    positions: int
+    bytes_per_image: int
+    weight_bytes: int
+    available_bytes: int
+
+    def __str__(self) -> str:
+        batches = -(-self.num_images // self.batch_size)
+        return (
+            f"{self.num_images:,} images of {self.positions:,} positions, {self.batch_size:,} at a time in {batches:,} batches\n"
+            f"memory: {_mebibytes(self.batch_size * self.bytes_per_image)} for a batch "
+            f"({_mebibytes(self.bytes_per_image)} an image), {_mebibytes(self.weight_bytes)} of weights, "
+            f"{_mebibytes(self.available_bytes)} free"
+        )
+
+
+def plan_drawing(
+    model: Autoregressive, num_images: int, *, batch_size: int | None, most: int, available: int
+) -> DrawingPlan:
+    """Chooses the batch size, or checks the one that is wished for.
+
+    Args:
+        model: in the precision that it will draw in.
+        num_images: in all.
+        batch_size: wished for. None: as many as take half of the available memory, and at most `most`.
+        most: see batch_size.
+        available: free bytes.
+
+    Raises:
+        ConfigError: not even one image fits into half of the available memory, or the wished batch not into all of it.
+    """
+    one = drawing_bytes(model, 1)
+    if batch_size is None:
+        batch_size = min(most, num_images, int(SHARE * available) // one)
+        if batch_size < 1:
+            raise ConfigError(
+                f"drawing one image takes {_mebibytes(one)}, but of {_mebibytes(available)} free memory only half is used. "
+                "Close other programs, or set the batch size to 1 to try nevertheless."
+            )
+    elif (size := min(batch_size, num_images)) * one > available and size > 1:
+        raise ConfigError(
+            f"batch_size = {batch_size} takes {_mebibytes(size * one)}, but {_mebibytes(available)} are free. "
+            f"Use {max(1, int(SHARE * available) // one)}, or leave it out."
+        )
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return DrawingPlan(num_images, min(batch_size, num_images), model.x_shape[0], one, weights, available)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device; of the processor, what the machine and the control group of this process leave."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+        free.append(max(0, int(most) - int(used.read_text(encoding="ascii"))))
+    return min(free) if free else 4 * 2**30  # not Linux: a modest guess
