@@ -5,7 +5,8 @@ import sys
 
 SCRIPTS = {
     "cifar10_20_minutes": "equal training time on CIFAR-10: the house recipe, the paper's form, a PixelCNN++",
-    "training_step": "speed of a training step: local against dense attention, and the share of the machine's peak",
+    "training_step": "speed of a training step: local attention against dense and two libraries; share of the peak",
+    "sampling": "speed and memory of sampling: against ImageGPT and naive re-evaluation, by image size, in parallel",
     "render": "docs/results.md from the JSON of the others",
 }
 

@@ -25,6 +25,12 @@ CONTESTANTS = {
     "pixelcnn": "small PixelCNN++, AdamW",
     "pixelcnn-muon": "small PixelCNN++, Muon as in the house recipe",
 }
+STEP_CONTESTANTS = {
+    "local": "ours, local attention",
+    "dense": "ours, dense attention of PyTorch",
+    "local-attention": "local-attention",
+    "x-transformers": "x-transformers, dense",
+}
 JPEG_XL = 4.11  # lossless, same test images; measured elsewhere
 SVG_STYLE = "font:12.5px system-ui,'DejaVu Sans',sans-serif;fill:#555;background:#fff"
 
@@ -51,6 +57,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
     records = {name: _read(folder / f"{name}.json") for name in CONTESTANTS if (folder / f"{name}.json").exists()}
     if records:
         yield from twenty_minutes(records, _read(folder / "image-files.json"), folder, docs)
+    if (results / "sampling.json").exists():
+        yield from sampling(_read(results / "sampling.json"), results / "sampling-remarks.md")
     if (results / "training_step.json").exists():
         yield from training_step(_read(results / "training_step.json"))
 
@@ -138,6 +146,135 @@ def against_files(records: Mapping[str, Record], files: Record) -> Iterator[str]
         yield f"{_capital(_title(name, records[name]))} is {' but '.join(said)}."
 
 
+def sampling(record: Record, remarks: Path) -> Iterator[str]:
+    """Speed, exactness and memory of sampling."""
+    form = record["form"]
+    yield "## Sampling"
+    yield (
+        f"What was measured: drawing categorical pixels at 32x32 (3,072 steps an image) with {form['depth']} layers, width "
+        f"{form['width']}, {form['num_heads']} heads, feed-forward {form['mlp_width']}, blocks of {form['block_length']} with "
+        f"{form['memory_length']} of memory, fresh weights; against transformers' ImageGPT with its cache, of the same sizes and "
+        f"dtype ({_versions(record)}). Equal: threads, batch, steps; one symbol drawn from a softmax in each. Not equal: "
+        "ImageGPT attends to all earlier positions, ours to the window; that is the point. Steps are timed at "
+        f"{record['places']} places spread over the image, {record['pairs']} rounds in turn in one process."
+    )
+    yield "```\npython -m benchmarks sampling --trained FOLDER ...\n```"
+    yield circumstances(record)
+    rows = []
+    for found in record["image_gpt"]:
+        ours, theirs = (found["seconds_per_step"][name]["median"] for name in ("ours", "opponent"))
+        rows.append(
+            (
+                found["dtype"],
+                str(found["batch_size"]),
+                f"{1e3 * ours:.2f}",
+                f"{1e3 * theirs:.2f}",
+                _range(found["ratio"]),
+                f"{found['batch_size'] / (ours * 3072):.2f}",
+            )
+        )
+    columns = ("dtype", "batch", "ours, ms a step", "ImageGPT, ms a step", "ours is faster by: median (range)", "images/s, ours")
+    yield table(columns, rows)
+    for found in record["image_gpt"]:
+        if found["dtype"] == "float32":
+            yield _wanted(f"ImageGPT at batch {found['batch_size']}", found["ratio"], 5 if found["batch_size"] == 1 else 15)
+    whole = record["whole_images"]
+    seconds = {name: f"{values['median']:.2f} s" for name, values in whole["seconds"].items()}
+    yield (
+        f"One whole image at batch 1, float32: ours {seconds['ours']}; ImageGPT in a plain loop {seconds['loop']} "
+        f"({_range(whole['ratio']['loop'])} times ours), by transformers' own `generate` {seconds['generate']} "
+        f"({_range(whole['ratio']['generate'])} times ours)."
+    )
+    for found in record["naive"]:
+        yield _wanted(
+            f"evaluating the whole image for every symbol, batch {found['batch_size']}", found["ratio"], 300
+        )
+    for found in record["grouped_heads"]:
+        yield f"One key-value head for all query heads, 64 images, {found['dtype']}: {_range(found['ratio'])} times as fast."
+    for found in record["by_image_size"]:
+        times = {size: f"{1e3 * values['median']:.2f} ms" for size, values in found["seconds_per_step"].items()}
+        listed = ", ".join(f"{size}x{size}: {text}" for size, text in times.items())
+        met = "met" if found["ratio"]["median"] <= 1.15 else "MISSED"
+        yield (
+            f"Time of a step by image size, batch {found['batch_size']}: {listed}. 128x128 against 32x32: "
+            f"{_range(found['ratio'])} (at most 1.15 wanted: {met})."
+        )
+    yield table(
+        ("memory, 64 images", "dtype", "keys and values, MiB", "growth of the process, MiB", "ratio"),
+        [
+            (
+                f"{found['image_size']}x{found['image_size']}",
+                found["dtype"],
+                f"{found['keys_and_values'] / 2**20:.0f}",
+                f"{found['bytes'] / 2**20:.0f}",
+                f"{found['ratio']:.2f}",
+            )
+            for found in record["memory"]
+        ],
+    )
+    worst = max(found["ratio"] for found in record["memory"])
+    yield (
+        "The arithmetic is layers x 2 x window x width x bytes x images; the growth holds everything else too: symbols, noise, "
+        f"temporary results. At most 1.2 wanted: {'met' if worst <= 1.2 else 'MISSED'} ({worst:.2f})."
+    )
+    if record["trained"]:
+        yield "### Exact parallel sampling with trained models, batch 1"
+        yield (
+            "The same image in fewer passes: positions ahead are guessed by the model's own last outputs and kept where they "
+            "reproduce themselves. Identical: images that equal those of single steps, symbol for symbol, in float32."
+        )
+        yield table(
+            ("model", "window", "identical", "positions a pass: median (range)", "seconds: steps, parallel", "faster by"),
+            [_parallel_row(model, window) for model in record["trained"] for window in model["windows"]],
+        )
+        for model in record["trained"]:
+            difference = model["bits_per_dim_bfloat16"] - model["bits_per_dim"]
+            yield (
+                f"{_trained_title(model)}: {model['bits_per_dim']:.4f} bits/dim in float32, {model['bits_per_dim_bfloat16']:.4f} "
+                f"with layers in bfloat16 ({difference:+.4f}), {model['scored_images']} held-out images."
+            )
+    if remarks.exists():  # by hand: what the numbers cannot say of themselves
+        yield remarks.read_text(encoding="utf-8").strip()
+
+
+def _parallel_row(model: Record, found: Record) -> tuple[str, ...]:
+    steps, parallel = (found["seconds_per_image"][name]["median"] for name in ("steps", "parallel"))
+    return (
+        _trained_title(model),
+        str(found["window"]),
+        f"{found['identical']} of {found['images']}",
+        _range(found["positions_per_pass"]),
+        f"{steps:.2f}, {parallel:.2f}",
+        _range(found["ratio"]),
+    )
+
+
+def _trained_title(model: Record) -> str:
+    settings = model["recipe"]["model"]
+    return f"{settings['distribution']}, {model['positions']:,} positions, {model['data']}, {model['steps']:,} steps"
+
+
+def _wanted(what: str, found: Record, wanted: float) -> str:
+    met = "met" if found["median"] >= wanted else "MISSED"
+    return f"Against {what}: {_range(found)} times as fast (at least {wanted:g} wanted: {met})."
+
+
+def _range(found: Record) -> str:
+    return f"{found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
+
+
+def _verdict(name: str, found: Record) -> str:
+    if found["lowest"] > 1:
+        return f"{name}: {found['median']:.2f} times as fast."
+    if found["highest"] < 1:
+        return f"{name}: **slower**, {found['median']:.2f} times its speed."
+    return f"{name}: the rounds lie on both sides of 1."
+
+
+def _versions(record: Record) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["opponents"].items())
+
+
 def training_step(record: Record) -> Iterator[str]:
     """Speed: local against dense attention, and the share of the peak."""
     yield "## Speed of a training step"
@@ -146,37 +283,31 @@ def training_step(record: Record) -> Iterator[str]:
         f"What was measured: forward and backward of the paper's categorical form (width {form['width']}, {form['depth']} "
         f"layers, {form['num_heads']} heads, feed-forward {form['mlp_width']}) with local attention (blocks of "
         f"{form['block_length']}, memory {form['memory_length']}) and with dense causal attention, which is PyTorch's own "
-        f"`scaled_dot_product_attention`; same weights' shapes, batch, {record['dtype']} and threads, {record['pairs']} "
-        "rounds in turn in one process."
+        f"`scaled_dot_product_attention`; and of two libraries' networks of the same width, depth, heads and window. Equal: "
+        f"batch, {record['dtype']}, threads, {record['pairs']} rounds in turn in one process. Not equal: the libraries' "
+        f"feed-forward is gated and so larger ({_versions(record)})."
     )
     yield "```\npython -m benchmarks training_step\n```"
     yield circumstances(record)
     rows = []
-    for found in record["local_against_dense"]:
-        ratio, local, dense = found["ratio"], found["local"], found["dense"]
-        rows.append(
-            (
-                f"{found['image_size']}x{found['image_size']}",
-                f"{found['seq_len']:,}",
-                str(found["batch_size"]),
-                f"{local['images_per_second']:.2f}",
-                f"{dense['images_per_second']:.2f}",
-                f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})",
-                f"{local['share_of_peak']:.1%}",
-                f"{dense['share_of_peak']:.1%}",
+    for found in record["comparisons"]:
+        for name, row in found["contestants"].items():
+            rows.append(
+                (
+                    f"{found['image_size']}x{found['image_size']}",
+                    STEP_CONTESTANTS[name],
+                    f"{row['parameters'] / 1e6:.2f} M",
+                    f"{row['images_per_second']:.2f}",
+                    "" if name == "local" else _range(row["ratio"]),
+                    f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "not counted",
+                )
             )
-        )
-    speeds = ("local, images/s", "dense, images/s", "local / dense: median (range)", "local, of peak", "dense, of peak")
-    yield table(("images", "positions", "batch", *speeds), rows)
-    for found in record["local_against_dense"]:
-        ratio = found["ratio"]
+    yield table(("images", "network", "parameters", "images/s", "ours is faster by: median (range)", "of peak"), rows)
+    for found in record["comparisons"]:
         size = f"{found['image_size']}x{found['image_size']}"
-        if ratio["lowest"] > 1:
-            yield f"At {size} a step with local attention is {ratio['median']:.2f} times as fast as with dense attention."
-        elif ratio["highest"] < 1:
-            yield f"At {size} local attention is slower than dense attention: {ratio['median']:.2f} times its speed."
-        else:
-            yield f"At {size} the two cannot be told apart: the rounds lie on both sides of 1."
+        yield f"At {size}, ours against: " + " ".join(
+            _verdict(STEP_CONTESTANTS[name], row["ratio"]) for name, row in found["contestants"].items() if name != "local"
+        )
     house = record["house"]
     yield (
         f"The house recipe `{house['recipe']}` makes {house['images_per_second']:.1f} images/s at batch {house['batch_size']}, "

@@ -3,8 +3,9 @@
     python -m benchmarks training_step [--pairs 5]
 
 The paper's form (categorical, blocks of 256 with a memory of 256) against the same network with dense causal attention,
-which is PyTorch's own kernel (`scaled_dot_product_attention(is_causal=True)`), at 32x32 and at 64x64 pixels. The two
-take turns in one process. Expected time: 3 minutes on two cores with bfloat16 units.
+which is PyTorch's own kernel (`scaled_dot_product_attention(is_causal=True)`), and against networks of two libraries:
+local-attention with the same window, x-transformers with dense flash attention; at 32x32 and at 64x64 pixels. All take turns
+in one process. Expected time: 6 minutes on two cores with bfloat16 units.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import argparse
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.opponents import local_attention_network, training_step, versions, x_transformers_network
 from benchmarks.record import RESULTS, circumstances, write_json
+from benchmarks.timing import in_turn, ratio, spread
 from rasterformer.interfaces import Batch
 from rasterformer.nn.convolution import CausalConv2d
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
@@ -56,10 +61,14 @@ def main(arguments: list[str]) -> None:
         parser.error(f"--pairs {options.pairs} must be at least 1.")
     peak = matmul_peak()
     print(f"peak {peak / 1e12:.3f} TFLOP/s (bfloat16, square products)", flush=True)
-    comparisons = [local_against_dense(size, batch, options.pairs, peak) for size, batch in SIZES.items()]
+    comparisons = [comparison(size, batch, options.pairs, peak) for size, batch in SIZES.items()]
     house = load_recipe("modern-dmol")
     house = dataclasses.replace(house, training=dataclasses.replace(house.training, precision="bfloat16"))
-    house_seconds = in_turn([System.create(house)], house.training.batch_size, options.pairs)[0]
+    system, batch_size = System.create(house), house.training.batch_size
+    pixels = torch.randint(256, (batch_size, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    seconds = in_turn({"house": partial(step, system, Batch(pixels.to(torch.uint8)))}, options.pairs, seconds=1.0)[
+        "house"
+    ]
     record = {
         "peak_flops_per_second": peak,
         "peak_rule": f"best of several square bfloat16 products, n in {PEAK_SIZES}, in the same process",
@@ -67,65 +76,66 @@ def main(arguments: list[str]) -> None:
         "dtype": "bfloat16 autocast",
         "pairs": options.pairs,
         "paper_form": dataclasses.asdict(PAPER_FORM),
-        "local_against_dense": comparisons,
-        "house": {"recipe": "modern-dmol", **speed(System.create(house), house.training.batch_size, house_seconds, peak)},
+        "comparisons": comparisons,
+        "house": {
+            "recipe": "modern-dmol",
+            "batch_size": batch_size,
+            "images_per_second": batch_size / statistics.median(seconds),
+            "gigaflops_per_image": step_flops_per_image(system.model) / 1e9,
+            "share_of_peak": share_of_peak(system, batch_size, seconds, peak),
+        },
+        "opponents": versions("local-attention", "x-transformers"),
         **circumstances(),
     }
     write_json(RESULTS / "training_step.json", record)
 
 
-def local_against_dense(size: int, batch_size: int, pairs: int, peak: float) -> dict[str, Any]:
-    """Both forms at one image size, A B A B ..."""
+def comparison(size: int, batch_size: int, pairs: int, peak: float) -> dict[str, Any]:
+    """All contestants at one image size, in turn."""
     forms = {"local": PAPER_FORM, "dense": dataclasses.replace(PAPER_FORM, attention="full")}
     systems = {name: System.create(_recipe(config, size)) for name, config in forms.items()}
-    seconds = dict(zip(systems, in_turn(list(systems.values()), batch_size, pairs), strict=True))
-    ratios = [dense / local for local, dense in zip(seconds["local"], seconds["dense"], strict=True)]
+    length = 3 * size * size
+    networks = {
+        "local-attention": local_attention_network(PAPER_FORM, length),
+        "x-transformers": x_transformers_network(PAPER_FORM, length),
+    }
+    pixels = torch.randint(256, (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0))
+    batch, x = Batch(pixels.to(torch.uint8)), pixels.flatten(1)
+    calls: dict[str, Callable[[], object]] = {name: partial(step, system, batch) for name, system in systems.items()}
+    calls |= {name: partial(training_step, network, x) for name, network in networks.items()}
+    seconds = in_turn(calls, pairs, seconds=1.0)
+    models = {name: system.model for name, system in systems.items()} | networks
     found = {
         "image_size": size,
-        "seq_len": 3 * size * size,
+        "seq_len": length,
         "batch_size": batch_size,
-        **{name: speed(system, batch_size, seconds[name], peak) for name, system in systems.items()},
-        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "all": ratios},
+        "contestants": {
+            name: {
+                "images_per_second": batch_size / statistics.median(seconds[name]),
+                "seconds_per_step": spread(seconds[name]),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "ratio": ratio(seconds[name], seconds["local"]),
+            }
+            for name, model in models.items()
+        },
     }
-    print(f"{size}x{size}: local is {statistics.median(ratios):.2f} times as fast as dense", flush=True)
+    for name, system in systems.items():
+        found["contestants"][name]["share_of_peak"] = share_of_peak(system, batch_size, seconds[name], peak)
+    for name, row in found["contestants"].items():
+        print(f"{size}x{size}: local is {row['ratio']['median']:.2f} times as fast as {name}", flush=True)
     return found
 
 
-def in_turn(systems: list[System], batch_size: int, rounds: int) -> list[list[float]]:
-    """Returns the seconds of each round of each system, after one unmeasured step of each."""
-    size = systems[0].image_size
-    pixels = torch.randint(256, (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0))
-    batch = Batch(pixels.to(torch.uint8))
-    for system in systems:
-        step(system, batch)
-    repeats = [max(1, round(1.0 / step(system, batch))) for system in systems]  # rounds of a second or more
-    seconds: list[list[float]] = [[] for _ in systems]
-    for _ in range(rounds):
-        for of_system, system, count in zip(seconds, systems, repeats, strict=True):
-            of_system.append(sum(step(system, batch) for _ in range(count)) / count)
-    return seconds
-
-
-def step(system: System, batch: Batch) -> float:
-    """Returns the seconds of one forward and backward pass."""
+def step(system: System, batch: Batch) -> None:
+    """One forward and backward pass."""
     system.model.train()
     system.model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
     accumulate_gradients(system, batch)
-    return time.perf_counter() - start
 
 
-def speed(system: System, batch_size: int, seconds: list[float], peak: float) -> dict[str, Any]:
-    """Images a second, and what part of the peak the counted products come to."""
-    flops = step_flops_per_image(system.model) * batch_size
-    middle = statistics.median(seconds)
-    return {
-        "images_per_second": batch_size / middle,
-        "seconds_per_step": {"median": middle, "lowest": min(seconds), "highest": max(seconds), "all": seconds},
-        "batch_size": batch_size,
-        "gigaflops_per_image": step_flops_per_image(system.model) / 1e9,
-        "share_of_peak": flops / middle / peak,
-    }
+def share_of_peak(system: System, batch_size: int, seconds: list[float], peak: float) -> float:
+    """What part of the peak the counted products come to."""
+    return step_flops_per_image(system.model) * batch_size / statistics.median(seconds) / peak
 
 
 def step_flops_per_image(model: nn.Module) -> float:

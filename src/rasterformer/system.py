@@ -201,6 +201,8 @@ class System:
                 not fit into memory.
             ShapeError: images or mask of another shape.
         """
+        if n < 1:
+            raise ConfigError(f"n = {n} must be at least 1.")
         pixels = self.to_tensor(images)
         _, height, width = self.codec.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else known
@@ -268,6 +270,7 @@ class System:
 
         Raises:
             ShapeError: a tensor of another shape or dtype, or an image smaller than the model's.
+            ConfigError: no images.
         """
         if isinstance(images, Tensor):
             if images.dtype != torch.uint8 or images.shape[1:] != self.codec.image_shape:
@@ -275,7 +278,11 @@ class System:
                     f"images are {images.dtype} {list(images.shape)}; this model takes torch.uint8 "
                     f"[B, {', '.join(map(str, self.codec.image_shape))}]."
                 )
+            if not len(images):
+                raise ConfigError("no images were given. Give at least one.")
             return images
+        if not images:
+            raise ConfigError("no images were given. Give at least one.")
         size = self.image_size
         for k, image in enumerate(images):
             if min(image.size) < size:
@@ -309,7 +316,9 @@ class System:
         if n < 1 or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
         if parallel and batch_size is not None and batch_size > 1:
-            raise ConfigError(f"batch_size = {batch_size}, but parallel draws one image at a time. Leave one of them out.")
+            raise ConfigError(
+                f"batch_size = {batch_size}, but parallel draws one image at a time. Leave one of them out."
+            )
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision = {precision!r} is not known. Use float32 or bfloat16.")
         model = self.model.to_bfloat16() if precision == "bfloat16" else self.model

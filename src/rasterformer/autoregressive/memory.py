@@ -36,7 +36,7 @@ class DrawingPlan:
         batch_size: drawn at a time.
         positions: steps of each image.
         bytes_per_image: of a batch: caches, symbols and noise.
-        weight_bytes: of the model.
+        shared_bytes: weights, and what else is there once for a batch.
         available_bytes: free now.
     """
 
@@ -44,7 +44,7 @@ class DrawingPlan:
     batch_size: int
     positions: int
     bytes_per_image: int
-    weight_bytes: int
+    shared_bytes: int
     available_bytes: int
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class DrawingPlan:
         return (
             f"{self.num_images:,} images of {self.positions:,} positions, {self.batch_size:,} at a time in {batches:,} batches\n"
             f"memory: {_mebibytes(self.batch_size * self.bytes_per_image)} for a batch "
-            f"({_mebibytes(self.bytes_per_image)} an image), {_mebibytes(self.weight_bytes)} of weights, "
+            f"({_mebibytes(self.bytes_per_image)} an image), {_mebibytes(self.shared_bytes)} of weights, "
             f"{_mebibytes(self.available_bytes)} free"
         )
 
@@ -72,7 +72,7 @@ def plan_drawing(
     Raises:
         ConfigError: not even one image fits into half of the available memory, or the wished batch not into all of it.
     """
-    one = drawing_bytes(model, 1)
+    one = drawing_bytes(model, 2) - drawing_bytes(model, 1)
     if batch_size is None:
         batch_size = min(most, num_images, int(SHARE * available) // one)
         if batch_size < 1:
@@ -85,8 +85,8 @@ def plan_drawing(
             f"batch_size = {batch_size} takes {_mebibytes(size * one)}, but {_mebibytes(available)} are free. "
             f"Use {max(1, int(SHARE * available) // one)}, or leave it out."
         )
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return DrawingPlan(num_images, min(batch_size, num_images), model.x_shape[0], one, weights, available)
+    shared = drawing_bytes(model, 1) - one + sum(p.numel() * p.element_size() for p in model.parameters())
+    return DrawingPlan(num_images, min(batch_size, num_images), model.x_shape[0], one, shared, available)
 
 
 def _mebibytes(count: int) -> str:
@@ -99,7 +99,11 @@ def available_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    limit, used, parts = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if limit.exists() and used.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-        free.append(max(0, int(most) - int(used.read_text(encoding="ascii"))))
+        lines = parts.read_text(encoding="ascii").splitlines() if parts.exists() else []
+        file_cache = sum(
+            int(line.split()[1]) for line in lines if line.startswith("inactive_file ")
+        )  # given back on demand
+        free.append(max(0, int(most) - int(used.read_text(encoding="ascii")) + file_cache))
     return min(free) if free else 4 * 2**30  # not Linux: a modest guess

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-NUMBERS_AT_A_TIME = 1 << 14
+NUMBERS_AT_A_TIME = 1 << 12
 
 
 def stream_seed(seed: int, purpose: str, number: int) -> int:

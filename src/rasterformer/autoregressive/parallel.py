@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rasterformer.autoregressive.noise import NoiseStream
-from rasterformer.autoregressive.sample import start
+from rasterformer.autoregressive.sample import begin, start
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
 
@@ -70,10 +70,8 @@ def draw_in_parallel(
         raise ConfigError(f"window = {window} must be at least 2.")
     x, known = start(model, 1, options=options, rng=rng, prefix=prefix)
     length = x.shape[1]
-    params, state = model.begin(cond, 1)
+    params, state = begin(model, cond, x[:, :known])
     noise = NoiseStream(rng, model.distribution.noise_per_position, length, params.device)
-    if known:
-        params, state = model.step(x[:, :known], state)
     passes, done = 0, known  # positions before `done` are right; x[:, done:] is a guess
     if done < length:
         x[:, done] = model.distribution.sample(params[:, -1], noise.at(done)[:, 0], options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from rasterformer.autoregressive.noise import NoiseStream
 from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
+
+PREFIX_AT_A_TIME = 64  # positions
 
 
 @torch.inference_mode()
@@ -47,10 +50,8 @@ def draw(
     """
     x, known = start(model, batch_size, options=options, rng=rng, prefix=prefix)
     length = x.shape[1]
-    params, state = model.begin(cond, batch_size)
+    params, state = begin(model, cond, x[:, :known])
     noise = NoiseStream(rng, model.distribution.noise_per_position, length, params.device)
-    if known:
-        params, state = model.step(x[:, :known], state)
     for position in range(known, length):
         drawn = model.distribution.sample(params[:, -1], noise.at(position)[:, 0], options=options)[:, None]
         x[:, position : position + 1] = drawn
@@ -59,6 +60,15 @@ def draw(
         if on_step is not None:
             on_step(position + 1, length)
     return x
+
+
+def begin(model: Autoregressive, cond: Cond, prefix: Tensor) -> tuple[Tensor, Any]:
+    """`begin` of the model and a step over the prefix int64 [B, p, E], in pieces whose params are forgotten."""
+    params, state = model.begin(cond, len(prefix))
+    for piece in prefix.split(PREFIX_AT_A_TIME, 1):
+        if piece.shape[1]:
+            params, state = model.step(piece, state)
+    return params, state
 
 
 def start(

@@ -82,11 +82,29 @@ def complete(
     }
     done: list[Tensor] = []
 
+    stems = [path.stem for path in images]
+    if len(set(stems)) < len(stems):  # files of the same name from several folders
+        stems = [f"{number:03d}-{stem}" for number, stem in enumerate(stems)]
+
     def keep(start: int, completions: Tensor) -> None:
-        done.append(completions)
         for number, image in enumerate(completions, start=start):
-            path, k = images[number // n], number % n
-            write_png(out / f"{path.stem}-{k}.png", image, metadata={**about, "image": path.name, "completion": k})
+            which, k = divmod(number, n)
+            facts = {"image": images[which].name, "completion": k}
+            write_png(out / f"{stems[which]}-{k}.png", image, metadata={**about, **facts})
+        done.append(completions)
+
+    def write_grid() -> int:
+        """Of the images whose completions are all there; returns how many completions are there."""
+        drawn = torch.cat(done) if done else originals[:0]
+        whole = len(drawn) // n
+        if whole:
+            some = originals[:whole]
+            of_each = drawn[: whole * n].unflatten(0, (whole, n))
+            rows = torch.cat(
+                [torch.where(mask, some, 128)[:, None], of_each, some[:, None]], 1
+            )  # [images, 1 + n + 1, ...]
+            write_png(out / "grid.png", image_grid(rows.flatten(0, 1), columns=n + 2, scale=scale), metadata=about)
+        return len(drawn)
 
     try:
         with step_progress(f"completing {len(images)} images, {n} times each") as on_step:
@@ -107,12 +125,9 @@ def complete(
                 on_images=keep,
             )
     except KeyboardInterrupt:
-        print(f"stopped: {sum(map(len, done))} of {len(images) * n} completions are in {out}")
+        print(f"stopped: {write_grid()} of {len(images) * n} completions are in {out}")
         return 130
-    drawn = torch.cat(done).unflatten(0, (len(images), n))
-    shown = torch.where(mask, originals, 128)
-    rows = torch.cat([shown[:, None], drawn, originals[:, None]], 1)  # [images, 1 + n + 1, 3, H, W]
-    write_png(out / "grid.png", image_grid(rows.flatten(0, 1), columns=n + 2, scale=scale), metadata=about)
+    write_grid()
     print(
         f"{len(images) * n} completions in {out}, all together in {out / 'grid.png'} (known | completions | original)"
     )

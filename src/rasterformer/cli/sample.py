@@ -76,11 +76,14 @@ def sample(
     done: list[Tensor] = []
 
     def keep(start: int, images: Tensor) -> None:
-        done.append(images)
         for k, image in enumerate(images, start=first + start):
             write_png(out / f"{k:04d}.png", image, metadata={**about, "image": k})
-        grid = torch.cat(done)
-        write_png(out / "grid.png", image_grid(grid, scale=scale), metadata={**about, "first": first, "images": len(grid)})
+        done.append(images)
+
+    def write_grid() -> None:
+        if done:
+            grid, facts = torch.cat(done), {"first": first, "images": sum(map(len, done))}
+            write_png(out / "grid.png", image_grid(grid, scale=scale), metadata={**about, **facts})
 
     try:
         with step_progress(f"drawing {n} images") as on_step:
@@ -100,8 +103,12 @@ def sample(
                 on_images=keep,
             )
     except KeyboardInterrupt:
+        write_grid()
         finished = sum(map(len, done))
-        print(f"stopped: {finished} of {n} images are in {out}; the others: --first {first + finished} -n {n - finished}")
+        print(
+            f"stopped: {finished} of {n} images are in {out}; the others: --first {first + finished} -n {n - finished}"
+        )
         return 130
+    write_grid()
     print(f"{n} images in {out}, all together in {out / 'grid.png'}")
     return 0

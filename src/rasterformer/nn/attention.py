@@ -95,7 +95,9 @@ class Attention(nn.Module):
             k, v = self._windows(k), self._windows(v)
         q = q * self.head_dim**-0.5
         q, k, v = (
-            t.reshape(batch, blocks, -1, self.num_heads, self.head_dim).permute(1, 0, 3, 2, 4).flatten(1, 2)
+            t.reshape(batch, blocks, t.shape[1] // blocks, self.num_heads, self.head_dim)
+            .permute(1, 0, 3, 2, 4)
+            .flatten(1, 2)
             for t in (q, k, v)
         )  # each [blocks, B * heads, block or window, head_dim]
         if q.device.type == "cpu":

@@ -27,6 +27,8 @@ class CausalConv2d(nn.Module):
         sees_itself: whether the current cell belongs to the window.
     """
 
+    slots: Tensor
+
     def __init__(
         self, in_width: int, out_width: int, grid: tuple[int, int], kernel: tuple[int, int], *, sees_itself: bool
     ) -> None:
@@ -38,6 +40,10 @@ class CausalConv2d(nn.Module):
             torch.randn(out_width, self.num_taps * in_width) * (self.num_taps * in_width) ** -0.5
         )
         self.bias = nn.Parameter(torch.zeros(out_width))
+        # where the cells of each position's window lie in a ring of the newest inputs: [L, taps]
+        self.ring_size = (rows - 1) * grid[1] + cols // 2 + MAX_STEP
+        source, is_inside = self.window()
+        self.register_buffer("slots", torch.where(is_inside, source % self.ring_size, self.ring_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, in_width] in raster order -> [B, L, out_width]."""
@@ -77,11 +83,9 @@ class CausalConv2dStep:
         self.nbytes = 0
         if self.is_pointwise:
             return
-        self.ring_size = (rows - 1) * convolution.grid[1] + cols // 2 + MAX_STEP
+        self.slots, self.ring_size = convolution.slots, convolution.ring_size
         self.ring = like.new_zeros(batch_size, self.ring_size + 1, in_width)  # the slot after the last holds zeros
         self.nbytes = self.ring.nbytes
-        source, is_inside = convolution.window()
-        self.slots = torch.where(is_inside, source % self.ring_size, self.ring_size).to(like.device)  # [L, taps]
 
     def __call__(self, x: Tensor, first: int) -> Tensor:
         """x [B, n, in_width] at positions first.., n <= MAX_STEP -> [B, n, out_width]."""

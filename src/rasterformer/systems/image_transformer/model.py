@@ -34,7 +34,9 @@ from rasterformer.systems.image_transformer.output import Head, PlainHead, Resid
 class DecodingState:
     """What `step` carries on. Everything is allocated by `begin` and written in place."""
 
-    x: Tensor  # int64 [B, L, E]; the first `done` positions are known
+    x: (
+        Tensor | None
+    )  # int64 [B, L, E], of which the first `done` positions are known; for heads that look at neighbours
     done: int
     places: Tensor | None  # [L, D], what is added to each position
     condition: Tensor | None  # [B, 1, D]
@@ -172,10 +174,17 @@ class ImageTransformer(Autoregressive):
     def begin(self, cond: Cond, batch_size: int) -> tuple[Tensor, DecodingState]:
         """Returns params [B, 1, P] of position 0 and the state that `step` carries on."""
         like = self.layers[0].feed_forward.down.weight
-        x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
-        layers = [LayerStep(layer, batch_size, like) for layer in self.layers]
+        x = None
+        if self.head.sees_neighbours:
+            x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
+        places, condition = self._places(), self._condition(cond, batch_size)
         state = DecodingState(
-            x, 0, self._places(), self._condition(cond, batch_size), self.input.stepper(batch_size, like), layers
+            x=x,
+            done=0,
+            places=None if places is None else places.to(like.dtype),
+            condition=condition,
+            input=self.input.stepper(batch_size, like),
+            layers=[LayerStep(layer, batch_size, like) for layer in self.layers],
         )
         h = self.input.start(like.new_empty(batch_size, 1, self.config.width))
         return self._decode(h, state, 0), state
@@ -184,12 +193,13 @@ class ImageTransformer(Autoregressive):
         """x int64 [B, n, E], the next positions -> params [B, n, P] of those after them, n - 1 at the end of the image."""
         first, size = state.done, self.pattern.block_size
         state.done = first + x.shape[1]
-        state.x[:, first : state.done] = x
+        if state.x is not None:
+            state.x[:, first : state.done] = x
         parts = []
         start, end = first + 1, min(state.done + 1, self.x_shape[0])
         while start < end:  # in pieces that lie in one query block
             stop = min(end, (start // size + 1) * size, start + MAX_STEP)
-            h = state.input(state.x[:, start - 1 : stop - 1], start)
+            h = state.input(x[:, start - 1 - first : stop - 1 - first], start)
             parts.append(self._decode(h, state, start))
             start = stop
         if len(parts) == 1:
@@ -198,15 +208,23 @@ class ImageTransformer(Autoregressive):
         return torch.cat([none, *parts], 1), state
 
     def state_bytes(self, batch_size: int) -> int:
-        """Bytes of symbols and caches of a batch."""
+        """Bytes of caches, of the symbols where the head looks at them, of the class vectors, and of learned positions."""
         like = self.layers[0].feed_forward.down.weight.to("meta")
         kept = sum(LayerStep(layer, batch_size, like).nbytes for layer in self.layers)
-        return kept + self.input.stepper_bytes(batch_size, like) + batch_size * 8 * math.prod(self.x_shape)
+        kept += self.input.stepper_bytes(batch_size, like)
+        if self.head.sees_neighbours:
+            kept += batch_size * 8 * math.prod(self.x_shape)
+        vectors = batch_size if self.class_embedding is not None else 0
+        if self.positions is not None or (self.sinusoids is not None and self.sinusoids.dtype != like.dtype):
+            vectors += self.x_shape[0]
+        return kept + vectors * self.config.width * like.element_size()
 
     def to_bfloat16(self) -> ImageTransformer:
-        """Returns a copy with everything but the head in bfloat16."""
-        rounded = copy.deepcopy(self).to(torch.bfloat16)
-        rounded.head.to(self.head.linear.weight.dtype).load_state_dict(self.head.state_dict())
+        """Returns a copy with all weights but the head's in bfloat16, and tables such as rotary angles as they are."""
+        rounded = copy.deepcopy(self)
+        for name, weight in rounded.named_parameters():
+            if not name.startswith("head."):
+                weight.data = weight.data.to(torch.bfloat16)
         return rounded
 
     def lookahead(self, state: DecodingState) -> int:
@@ -228,7 +246,7 @@ class ImageTransformer(Autoregressive):
             h = layer(h, first)
         return self._output(self.final_norm(h), state.x, self.all_positions[part])
 
-    def _output(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    def _output(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
         """h [B, n, D] at `positions` -> params [B, n, P]."""
         return self.head(h.to(self.head.linear.weight.dtype), x, positions)
 
@@ -248,7 +266,7 @@ class ImageTransformer(Autoregressive):
             raise ConfigError(
                 f"label is missing: this model was trained with {self.num_classes} classes and needs one."
             )
-        if cond.label.shape != (batch_size,) or cond.label.min() < 0 or cond.label.max() >= self.num_classes:
+        if cond.label.shape != (batch_size,) or bool(((cond.label < 0) | (cond.label >= self.num_classes)).any()):
             raise ConfigError(
                 f"label = {cond.label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
                 f"{batch_size} images."

@@ -16,10 +16,14 @@ class Head(nn.Module, ABC):
     """h -> params. `linear` is the map that all of them begin with."""
 
     linear: nn.Linear
+    sees_neighbours: bool  # whether x is looked at
 
     @abstractmethod
-    def forward(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
-        """h [B, n, D], x int64 [B, L, E] of which only the past of each position is read -> params [B, n, P]."""
+    def forward(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
+        """h [B, n, D], x int64 [B, L, E] of which only the past of each position is read -> params [B, n, P].
+
+        x may be None where the head does not look at it.
+        """
 
 
 class PlainHead(Head):
@@ -31,11 +35,13 @@ class PlainHead(Head):
         has_bias: the paper's code has one for `categorical` and none for `dmol`.
     """
 
+    sees_neighbours = False
+
     def __init__(self, width: int, num_params: int, *, has_bias: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(width, num_params, bias=has_bias)
 
-    def forward(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
         """h [B, n, D] -> params [B, n, P]."""
         params: Tensor = self.linear(h)
         return params
@@ -54,6 +60,7 @@ class ResidualMixtureHead(Head):
     """
 
     neighbours: Tensor
+    sees_neighbours = True
 
     def __init__(self, width: int, grid: tuple[int, int], num_mixtures: int) -> None:
         super().__init__()
@@ -70,8 +77,9 @@ class ResidualMixtureHead(Head):
             of_channels[1] = torch.linspace(-1.5, -5.5, self.num_mixtures)
             of_channels[2] = 0.5
 
-    def forward(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
         """h [B, n, D], x int64 [B, L, 3] -> params [B, n, 10 M], float32 or better."""
+        assert x is not None, "neighbours are predicted from"
         params: Tensor = self.linear(h)
         params = params if params.dtype == torch.float64 else params.float()
         past = x[:, self.neighbours[positions]].to(params.dtype) / 127.5 - 1  # [B, n, 3 neighbours, 3 channels]
@@ -96,6 +104,7 @@ class ResidualCategoricalHead(Head):
 
     neighbours: Tensor
     distance: Tensor
+    sees_neighbours = True
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -113,8 +122,9 @@ class ResidualCategoricalHead(Head):
         with torch.no_grad():
             self.score.copy_(-1.5 * torch.log1p((torch.arange(511) - 255).abs() / 4))
 
-    def forward(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
         """h [B, n, D], x int64 [B, L, 1] -> logits [B, n, 256]."""
+        assert x is not None, "neighbours are predicted from"
         logits: Tensor = self.linear(h)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         channel = positions % self.grid[1] % 3
