@@ -250,8 +250,7 @@ def _parallel_row(model: Record, found: Record) -> tuple[str, ...]:
 
 
 def _trained_title(model: Record) -> str:
-    settings = model["recipe"]["model"]
-    return f"{settings['distribution']}, {model['positions']:,} positions, {model['data']}, {model['steps']:,} steps"
+    return f"{model['model']['distribution']}, {model['positions']:,} positions, {model['data']}, {model['steps']:,} steps"
 
 
 def _wanted(what: str, found: Record, wanted: float) -> str:

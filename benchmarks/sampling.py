@@ -264,7 +264,8 @@ def memory_of_drawing(size: int, dtype: str, batch_size: int) -> int:
 def trained(folder: Path, pairs: int) -> dict[str, Any]:
     """Parallel sampling and the cost of bfloat16, with a trained model."""
     system = load(folder)
-    model, recipe = system.model, recipe_to_dict(system.recipe)
+    model, settings = system.model, system.recipe.data
+    held_out = open_images(str(settings.path), image_size=settings.image_size, fit=settings.fit, split="test")
 
     def one(k: int) -> Tensor:
         return draw(model, Cond(), 1, options=OPTIONS, rng=image_generators(0, 1, first=k))
@@ -292,16 +293,14 @@ def trained(folder: Path, pairs: int) -> dict[str, Any]:
                     "seconds_per_image": {name: spread(values) for name, values in seconds.items()},
                     "ratio": ratio(seconds["steps"], seconds["parallel"]),
                 },
-                f"{recipe['data']['path']}: parallel, window {window}",
+                f"{held_out.name}: parallel, window {window}",
             )
         )
-    settings = system.recipe.data
-    held_out = open_images(str(settings.path), image_size=settings.image_size, fit=settings.fit, split="test")
     chosen = held_out.images(slice(0, min(100, len(held_out))))
     exact = system.bits_per_dim(chosen)
     rounded = dataclasses.replace(system, model=model.to_bfloat16()).bits_per_dim(chosen)
     return {
-        "recipe": recipe,
+        "model": recipe_to_dict(system.recipe)["model"],
         "steps": system.steps,
         "data": held_out.name,
         "scored_images": len(chosen),
