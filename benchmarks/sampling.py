@@ -26,7 +26,7 @@ from benchmarks.timing import in_turn, ratio, spread
 from benchmarks.training_step import PAPER_FORM
 from rasterformer.autoregressive.noise import NoiseStream, image_generators
 from rasterformer.autoregressive.parallel import draw_in_parallel
-from rasterformer.autoregressive.sample import draw
+from rasterformer.autoregressive.sample import begin, draw
 from rasterformer.data import open_images
 from rasterformer.interfaces import Autoregressive, Cond, SampleOptions
 from rasterformer.recipe_file import recipe_to_dict
@@ -66,7 +66,11 @@ def main(arguments: list[str]) -> None:
             ],
             "whole_images": whole_images(pairs),
             "naive": [against_naive(batch_size, pairs) for batch_size in STEPS],
-            "grouped_heads": [grouped_heads(dtype, pairs) for dtype in (torch.float32, torch.bfloat16)],
+            "grouped_heads": [
+                grouped_heads(dtype, batch_size, pairs)
+                for dtype in (torch.float32, torch.bfloat16)
+                for batch_size in STEPS
+            ],
             "by_image_size": by_image_size(pairs),
             "memory": [memory(size, dtype) for dtype in ("float32", "bfloat16") for size in IMAGE_SIZES],
             "trained": [trained(folder, pairs) for folder in options.trained],
@@ -75,7 +79,7 @@ def main(arguments: list[str]) -> None:
 
 
 class Ours:
-    """A model that draws from a given position on.
+    """A model that draws from a given position on, again and again.
 
     Args:
         model: the network.
@@ -84,25 +88,21 @@ class Ours:
     """
 
     def __init__(self, model: Autoregressive, batch_size: int, position: int) -> None:
-        rng = torch.Generator().manual_seed(0)
         length, symbols = model.x_shape
-        self.model, self.position = model, position
-        self.noise = NoiseStream(
-            image_generators(0, batch_size), model.distribution.noise_per_position, length, torch.device("cpu")
-        )
-        self.params, self.state = model.begin(Cond(), batch_size)
-        if position:
-            x = torch.randint(256, (batch_size, position, symbols), generator=rng)
-            for first in range(0, position, 512):
-                self.params, self.state = model.step(x[:, first : first + 512], self.state)
+        self.model, self.batch_size, self.position = model, batch_size, position
+        rng = torch.Generator().manual_seed(0)
+        prefix = torch.randint(256, (batch_size, position, symbols), generator=rng)
+        self.params, self.state = begin(model, Cond(), prefix)
 
     def draw(self, count: int) -> None:
-        """The loop of `rasterformer.autoregressive.sample.draw`."""
-        for _ in range(count):
-            noise = self.noise.at(self.position)[:, 0]
-            x = self.model.distribution.sample(self.params[:, -1], noise, options=OPTIONS)
-            self.params, self.state = self.model.step(x[:, None], self.state)
-            self.position += 1
+        """The loop of `rasterformer.autoregressive.sample.draw`; the steps, all of one query block, are then taken back."""
+        distribution, params, state = self.model.distribution, self.params, self.state
+        rng = image_generators(0, self.batch_size)
+        noise = NoiseStream(rng, distribution.noise_per_position, count, torch.device("cpu"))
+        for step in range(count):
+            x = distribution.sample(params[:, -1], noise.at(step)[:, 0], options=OPTIONS)
+            params, state = self.model.step(x[:, None], state)
+        self.model.rewind(state, self.position)
 
 
 def places(length: int) -> list[int]:
@@ -192,18 +192,19 @@ def against_naive(batch_size: int, pairs: int) -> dict[str, Any]:
     )
 
 
-def grouped_heads(dtype: torch.dtype, pairs: int) -> dict[str, Any]:
-    """What one key-value head for all query heads saves with 64 images."""
+def grouped_heads(dtype: torch.dtype, batch_size: int, pairs: int) -> dict[str, Any]:
+    """What one key-value head for all query heads saves."""
     config = dataclasses.replace(PAPER_FORM, num_kv_heads=1)
     seconds = in_turn(
         {
-            "all": steps_everywhere(network(PAPER_FORM, 32, dtype), 64),
-            "one": steps_everywhere(network(config, 32, dtype), 64),
+            "all": steps_everywhere(network(PAPER_FORM, 32, dtype), batch_size),
+            "one": steps_everywhere(network(config, 32, dtype), batch_size),
         },
         pairs,
         seconds=0.1,
     )
-    return said({"dtype": name_of(dtype), "ratio": ratio(seconds["all"], seconds["one"])}, "one key-value head")
+    found = {"dtype": name_of(dtype), "batch_size": batch_size, "ratio": ratio(seconds["all"], seconds["one"])}
+    return said(found, f"one key-value head, {name_of(dtype)}, batch {batch_size}")
 
 
 def by_image_size(pairs: int) -> list[dict[str, Any]]:
@@ -232,8 +233,8 @@ def by_image_size(pairs: int) -> list[dict[str, Any]]:
     return found
 
 
-def memory(size: int, dtype: str, batch_size: int = 64) -> dict[str, Any]:
-    """Growth of the process while 64 images are drawn, against the arithmetic of keys and values; in a process of its own."""
+def memory(size: int, dtype: str, batch_size: int = 16) -> dict[str, Any]:
+    """Growth of the process while 16 images are drawn, against the arithmetic of keys and values; in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         grown = pool.apply(memory_of_drawing, (size, dtype, batch_size))
     window = PAPER_FORM.block_length + PAPER_FORM.memory_length
@@ -251,13 +252,14 @@ def memory(size: int, dtype: str, batch_size: int = 64) -> dict[str, Any]:
 
 
 def memory_of_drawing(size: int, dtype: str, batch_size: int) -> int:
-    """Peak of resident memory from `begin` to the third query block, less what was resident before."""
+    """Peak of resident memory while images are completed of which all but 20 symbols are known, less what was resident before."""
     model = network(PAPER_FORM, size, getattr(torch, dtype))
+    prefix = torch.randint(256, (batch_size, model.x_shape[0] - 20, 1), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        Ours(model, 1, 600).draw(20)  # what the first steps allocate once
+        draw(model, Cond(), 1, options=OPTIONS, rng=image_generators(0, 1), prefix=prefix[:1])  # what is allocated once
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         before = _status("VmRSS")
-        Ours(model, batch_size, 600).draw(20)
+        draw(model, Cond(), batch_size, options=OPTIONS, rng=image_generators(0, batch_size), prefix=prefix)
         return _status("VmHWM") - before
 
 

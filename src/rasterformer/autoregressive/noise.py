@@ -51,6 +51,7 @@ class NoiseStream:
 
     def at(self, first: int, count: int = 1) -> Tensor:
         """Returns the noise of positions first..first+count-1, float32 [B, count, R]; what lies before them is forgotten."""
+        assert first + count <= self.length, f"there is no noise beyond position {self.length}"
         while self.first + self.numbers.shape[1] < first + count:
             made = self.first + self.numbers.shape[1]
             fresh = self._draw(min(self.chunk, self.length - made))
