@@ -192,7 +192,7 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
     saved = []
     for found in record["grouped_heads"]:
         saved.append(f"{found['dtype']}, batch {found['batch_size']}: {_range(found['ratio'])}")
-    yield "One key-value head for all query heads (`num_kv_heads: 1`) against as many as queries, times as fast: " + "; ".join(saved) + "."
+    yield f"One key-value head for all query heads against as many as queries, times as fast: {'; '.join(saved)}."
     for found in record["by_image_size"]:
         times = {size: f"{1e3 * values['median']:.2f} ms" for size, values in found["seconds_per_step"].items()}
         listed = ", ".join(f"{size}x{size}: {text}" for size, text in times.items())
@@ -202,9 +202,10 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
             f"{_range(found['ratio'])} (at most 1.15 wanted: {met})."
         )
     yield table(
-        ("memory, 16 images", "dtype", "keys and values, MiB", "growth of the process, MiB", "ratio"),
+        ("memory, 32 images", "size", "dtype", "keys and values, MiB", "growth of the process, MiB", "ratio"),
         [
             (
+                found["kind"],
                 f"{found['image_size']}x{found['image_size']}",
                 found["dtype"],
                 f"{found['keys_and_values'] / 2**20:.0f}",
@@ -214,10 +215,14 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
             for found in record["memory"]
         ],
     )
-    worst = max(found["ratio"] for found in record["memory"])
+    worst = {
+        kind: max(found["ratio"] for found in record["memory"] if found["kind"] == kind)
+        for kind in dict.fromkeys(found["kind"] for found in record["memory"])
+    }
+    verdicts = ", ".join(f"{kind} {most:.2f} ({'met' if most <= 1.2 else 'MISSED'})" for kind, most in worst.items())
     yield (
         "The arithmetic is layers x 2 x window x width x bytes x images; the growth holds everything else too: symbols, noise, "
-        f"temporary results. At most 1.2 wanted: {'met' if worst <= 1.2 else 'MISSED'} ({worst:.2f})."
+        f"temporary results. Completing goes over a known prefix in pieces. At most 1.2 wanted; the largest: {verdicts}."
     )
     if record["trained"]:
         yield "### Exact parallel sampling with trained models, batch 1"

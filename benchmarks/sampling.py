@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,10 +29,10 @@ from benchmarks.training_step import PAPER_FORM
 from rasterformer.autoregressive.noise import NoiseStream, image_generators
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import begin, draw
-from rasterformer.data import open_images
+from rasterformer.data import ImageSet, open_images
 from rasterformer.interfaces import Autoregressive, Cond, SampleOptions
 from rasterformer.recipe_file import recipe_to_dict
-from rasterformer.system import load
+from rasterformer.system import System, load
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.systems.image_transformer.model import build
 
@@ -43,39 +45,46 @@ PARALLEL_IMAGES = 10
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and writes benchmarks/results/sampling.json."""
+    """Measures and writes benchmarks/results/sampling.json, each section as soon as it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks sampling", description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each, in turn")
     parser.add_argument(
         "--trained", type=Path, nargs="*", default=[], help="runs or model folders for parallel sampling"
     )
+    parser.add_argument("--data", help="images to score those models on whose recipe names none")
+    parser.add_argument("--only", nargs="*", help="measure these sections again and keep the others")
     options = parser.parse_args(arguments)
     if options.pairs < 1:
         parser.error(f"--pairs {options.pairs} must be at least 1.")
     pairs = options.pairs
-    with torch.inference_mode():
-        record: dict[str, Any] = {
-            "form": dataclasses.asdict(PAPER_FORM),
-            "image_size": 32,
-            "places": PLACES,
-            "pairs": pairs,
-            "image_gpt": [
-                against_image_gpt(dtype, batch_size, pairs)
-                for dtype in (torch.float32, torch.bfloat16)
-                for batch_size in STEPS
-            ],
-            "whole_images": whole_images(pairs),
-            "naive": [against_naive(batch_size, pairs) for batch_size in STEPS],
-            "grouped_heads": [
-                grouped_heads(dtype, batch_size, pairs)
-                for dtype in (torch.float32, torch.bfloat16)
-                for batch_size in STEPS
-            ],
-            "by_image_size": by_image_size(pairs),
-            "memory": [memory(size, dtype) for dtype in ("float32", "bfloat16") for size in IMAGE_SIZES],
-            "trained": [trained(folder, pairs) for folder in options.trained],
-        }
-    write_json(RESULTS / "sampling.json", record | circumstances() | {"opponents": versions("transformers")})
+    models = [(load(folder), held_out_images(folder, options.data)) for folder in options.trained]
+    dtypes = (torch.float32, torch.bfloat16)
+    sections: dict[str, Callable[[], Any]] = {
+        "image_gpt": lambda: [against_image_gpt(dtype, size, pairs) for dtype in dtypes for size in STEPS],
+        "whole_images": lambda: whole_images(pairs),
+        "naive": lambda: [against_naive(size, pairs) for size in STEPS],
+        "grouped_heads": lambda: [grouped_heads(dtype, size, pairs) for dtype in dtypes for size in STEPS],
+        "by_image_size": lambda: by_image_size(pairs),
+        "memory": lambda: [
+            memory(size, name_of(dtype), kind)
+            for kind in ("drawing", "completing")
+            for dtype in dtypes
+            for size in IMAGE_SIZES
+        ],
+        "trained": lambda: [trained(system, held_out, pairs) for system, held_out in models],
+    }
+    unknown = set(options.only or ()) - set(sections)
+    if unknown:
+        parser.error(f"--only {' '.join(unknown)}: there are {', '.join(sections)}.")
+    target = RESULTS / "sampling.json"
+    record: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if options.only and target.exists() else {}
+    for name in options.only or sections:
+        with torch.inference_mode():
+            record[name] = sections[name]()
+        record |= {"form": dataclasses.asdict(PAPER_FORM), "places": PLACES, "pairs": pairs} | circumstances()
+        record["opponents"] = versions("transformers")
+        record.setdefault("commits", {})[name] = record["commit"]
+        write_json(target, record)
 
 
 class Ours:
@@ -233,41 +242,63 @@ def by_image_size(pairs: int) -> list[dict[str, Any]]:
     return found
 
 
-def memory(size: int, dtype: str, batch_size: int = 16) -> dict[str, Any]:
-    """Growth of the process while 16 images are drawn, against the arithmetic of keys and values; in a process of its own."""
+def memory(size: int, dtype: str, kind: Literal["drawing", "completing"], batch_size: int = 32) -> dict[str, Any]:
+    """Growth of the process while 32 images are drawn, against the arithmetic of keys and values; in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        grown = pool.apply(memory_of_drawing, (size, dtype, batch_size))
+        grown = pool.apply(memory_of_drawing, (size, dtype, kind, batch_size))
     window = PAPER_FORM.block_length + PAPER_FORM.memory_length
     item = 4 if dtype == "float32" else 2
     keys_and_values = PAPER_FORM.depth * 2 * window * PAPER_FORM.width * item * batch_size
-    found = {
+    print(f"memory, {kind} {size}x{size}, {dtype}: {grown / keys_and_values:.2f} of the keys and values", flush=True)
+    return {
+        "kind": kind,
         "image_size": size,
         "dtype": dtype,
         "batch_size": batch_size,
         "bytes": grown,
         "keys_and_values": keys_and_values,
+        "ratio": grown / keys_and_values,
     }
-    print(f"memory at {size}x{size}, {dtype}: {grown / keys_and_values:.2f} of the keys and values", flush=True)
-    return found | {"ratio": grown / keys_and_values}
 
 
-def memory_of_drawing(size: int, dtype: str, batch_size: int) -> int:
-    """Peak of resident memory while images are completed of which all but 20 symbols are known, less what was resident before."""
+def memory_of_drawing(size: int, dtype: str, kind: Literal["drawing", "completing"], batch_size: int) -> int:
+    """Peak of resident memory, less what was resident before.
+
+    `drawing`: from the first position into the third query block, when all of the caches has been written; `completing`: over a
+    prefix of all but 20 positions, and these.
+    """
     model = network(PAPER_FORM, size, getattr(torch, dtype))
-    prefix = torch.randint(256, (batch_size, model.x_shape[0] - 20, 1), generator=torch.Generator().manual_seed(0))
+    length, known = model.x_shape[0], 0 if kind == "drawing" else model.x_shape[0] - 20
+
+    def run(images: int, count: int) -> None:
+        x = torch.ones(images, length, 1, dtype=torch.int64)
+        params, state = begin(model, Cond(), x[:, :known])
+        noise = NoiseStream(image_generators(0, images), 256, count, torch.device("cpu"))
+        for step in range(count):
+            x[:, known + step] = model.distribution.sample(params[:, -1], noise.at(step)[:, 0], options=OPTIONS)
+            if known + step + 1 < length:
+                params, state = model.step(x[:, known + step : known + step + 1], state)
+
     with torch.inference_mode():
-        draw(model, Cond(), 1, options=OPTIONS, rng=image_generators(0, 1), prefix=prefix[:1])  # what is allocated once
+        run(1, 20)  # what the first steps allocate once
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         before = _status("VmRSS")
-        draw(model, Cond(), batch_size, options=OPTIONS, rng=image_generators(0, batch_size), prefix=prefix)
+        run(batch_size, 600 if kind == "drawing" else 20)
         return _status("VmHWM") - before
 
 
-def trained(folder: Path, pairs: int) -> dict[str, Any]:
+def held_out_images(folder: Path, data: str | None) -> ImageSet:
+    """The test images of a model's recipe, or of `data` where it names none."""
+    settings = load(folder).recipe.data
+    path = settings.path or data
+    if path is None:
+        sys.exit(f"{folder}: the recipe names no data. Give --data.")
+    return open_images(str(path), image_size=settings.image_size, fit=settings.fit, split="test")
+
+
+def trained(system: System, held_out: ImageSet, pairs: int) -> dict[str, Any]:
     """Parallel sampling and the cost of bfloat16, with a trained model."""
-    system = load(folder)
-    model, settings = system.model, system.recipe.data
-    held_out = open_images(str(settings.path), image_size=settings.image_size, fit=settings.fit, split="test")
+    model = system.model
 
     def one(k: int) -> Tensor:
         return draw(model, Cond(), 1, options=OPTIONS, rng=image_generators(0, 1, first=k))

@@ -13,7 +13,7 @@ from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
 
-PREFIX_AT_A_TIME = 64  # positions
+PREFIX_AT_A_TIME = 512  # positions of all images together, so that going over a prefix takes little memory
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def draw(
 def begin(model: Autoregressive, cond: Cond, prefix: Tensor) -> tuple[Tensor, Any]:
     """`begin` of the model and a step over the prefix int64 [B, p, E], in pieces whose params are forgotten."""
     params, state = model.begin(cond, len(prefix))
-    for piece in prefix.split(PREFIX_AT_A_TIME, 1):
+    for piece in prefix.split(max(1, PREFIX_AT_A_TIME // len(prefix)), 1):
         if piece.shape[1]:
             params, state = model.step(piece, state)
     return params, state
