@@ -176,8 +176,8 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
     columns = ("dtype", "batch", "ours, ms a step", "ImageGPT, ms a step", "ours is faster by: median (range)", "images/s, ours")
     yield table(columns, rows)
     for found in record["image_gpt"]:
-        if found["dtype"] == "float32":
-            yield _wanted(f"ImageGPT at batch {found['batch_size']}", found["ratio"], 5 if found["batch_size"] == 1 else 15)
+        wanted = 5 if found["batch_size"] == 1 else 15
+        yield _wanted(f"ImageGPT, {found['dtype']}, batch {found['batch_size']}", found["ratio"], wanted)
     whole = record["whole_images"]
     seconds = {name: f"{values['median']:.2f} s" for name, values in whole["seconds"].items()}
     yield (
