@@ -115,6 +115,9 @@ class System:
     ) -> Any:
         """Draws n images. Image k depends on seed and k only, not on n, first or batch_size.
 
+        That holds up to rounding: sums of another size may round differently, which in float32 rarely changes a value, while in
+        bfloat16 or on a GPU some images of another batch_size, or of `parallel`, may differ.
+
         Args:
             n: number of images.
             label: class name or index, for all or one for each. None: no class; a model with classes then draws a class

@@ -26,6 +26,7 @@ PATTERNS = {
     "1d, memory longer than the sequence": local_1d_pattern(10, 4, 40),
     "2d": local_2d_pattern(block_raster_order((4, 6), (2, 3)), (4, 6), (2, 3), (1, 2)),
     "2d, no flange": local_2d_pattern(block_raster_order((4, 4), (2, 2)), (4, 4), (2, 2), (0, 0)),
+    "2d, memory of the last block only": local_2d_pattern(block_raster_order((4, 6), (1, 2)), (4, 6), (1, 2), (0, 2)),
     "2d, one block": local_2d_pattern(block_raster_order((3, 4), (3, 4)), (3, 4), (3, 4), (2, 2)),
     "2d, flange wider than the grid": local_2d_pattern(block_raster_order((6, 4), (2, 2)), (6, 4), (2, 2), (9, 9)),
 }

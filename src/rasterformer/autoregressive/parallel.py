@@ -51,7 +51,7 @@ def draw_in_parallel(
     """Draws the image that `draw` draws, in fewer passes through the network; one image at a time.
 
     The numbers of a pass over many positions differ from those of single steps by rounding. A value is therefore another one
-    only where two values ring within rounding of each other, which in float32 is rare and in float64 was never seen.
+    only where two clocks ring within rounding of each other: in float32 that is rare, in bfloat16 it happens.
 
     Args:
         model: `begin`, `step`, `lookahead` and `rewind` are used.
@@ -76,6 +76,8 @@ def draw_in_parallel(
     if done < length:
         x[:, done] = model.distribution.sample(params[:, -1], noise.at(done)[:, 0], options=options)
         done, passes = done + 1, 1
+        if on_step is not None:
+            on_step(done, length)
     while done < length:
         # the newest right position goes in with the guesses behind it; each position is decided by the one before it
         count = min(window, model.lookahead(state), length - done)

@@ -45,7 +45,8 @@ def sample(
         first: number of the first image: --first 64 goes on where -n 64 ended.
         out: folder for grid.png and the single images.
         batch_size: images drawn at a time. Default: as many as half of the free memory holds, at most 64.
-        precision: bfloat16 is faster with many images and draws from a rounded model.
+        precision: bfloat16 is faster with many images and draws from a rounded model; there another batch size or
+            --parallel may change some images.
         parallel: draw one image at a time, several positions per pass; the same images. Faster for a few images of a
             categorical model.
         dry_run: say how much memory it takes, and draw nothing.
@@ -105,9 +106,8 @@ def sample(
     except KeyboardInterrupt:
         write_grid()
         finished = sum(map(len, done))
-        print(
-            f"stopped: {finished} of {n} images are in {out}; the others: --first {first + finished} -n {n - finished}"
-        )
+        others = f"; the others: --first {first + finished} -n {n - finished}" if finished < n else ""
+        print(f"stopped: {finished} of {n} images are in {out}{others}")
         return 130
     write_grid()
     print(f"{n} images in {out}, all together in {out / 'grid.png'}")

@@ -42,10 +42,11 @@ class AttentionPattern:
 
     @property
     def memory_is_recent(self) -> bool:
-        """Whether every block's memory is an unbroken stretch that ends where the block begins."""
+        """Whether every block's memory is the M positions before the block, or all there are."""
+        size = self.memory_size
         for block, row in enumerate(self.memory):
             first, known = block * self.block_size, row[row >= 0]
-            if not torch.equal(known.sort().values, torch.arange(first - len(known), first)):
+            if not torch.equal(known.sort().values, torch.arange(max(0, first - size), first)):
                 return False
         return True
 
