@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> None:
     if options.pairs < 1:
         parser.error(f"--pairs {options.pairs} must be at least 1.")
     pairs = options.pairs
-    models = [(load(folder), held_out_images(folder, options.data)) for folder in options.trained]
+    systems = [load(folder) for folder in options.trained]
+    models = [(system, held_out_images(system, options.data)) for system in systems]
     dtypes = (torch.float32, torch.bfloat16)
     sections: dict[str, Callable[[], Any]] = {
         "image_gpt": lambda: [against_image_gpt(dtype, size, pairs) for dtype in dtypes for size in STEPS],
@@ -287,12 +288,12 @@ def memory_of_drawing(size: int, dtype: str, kind: Literal["drawing", "completin
         return _status("VmHWM") - before
 
 
-def held_out_images(folder: Path, data: str | None) -> ImageSet:
+def held_out_images(system: System, data: str | None) -> ImageSet:
     """The test images of a model's recipe, or of `data` where it names none."""
-    settings = load(folder).recipe.data
+    settings = system.recipe.data
     path = settings.path or data
     if path is None:
-        sys.exit(f"{folder}: the recipe names no data. Give --data.")
+        sys.exit(f"{system.origin}: the recipe names no data. Give --data.")
     return open_images(str(path), image_size=settings.image_size, fit=settings.fit, split="test")
 
 

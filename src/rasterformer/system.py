@@ -139,18 +139,8 @@ class System:
         options = SampleOptions(temperature, top_k, top_p)
         cond = self._cond(label, n, seed, first=first)
         model, plan = self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)
-        pictures = []
-        for rows in _batches(n, plan.batch_size):
-            rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
-            told = _in_parts(on_step, rows, n, plan.positions)
-            if parallel:
-                x = draw_in_parallel(model, cond.rows(rows), options=options, rng=rng, on_step=told).x
-            else:
-                x = model.sample(cond.rows(rows), len(rng), options=options, rng=rng, on_step=told)
-            pictures.append(self.codec.decode(x).cpu())
-            if on_images is not None:
-                on_images(rows.start, pictures[-1])
-        images = torch.cat(pictures)
+        batches = self._draw(model, plan, cond, options, seed, first=first, parallel=parallel, on_step=on_step)
+        images = _collected(batches, on_images)
         return images if as_tensor else to_pil(images)
 
     def plan_sampling(
@@ -217,19 +207,9 @@ class System:
         cond = self._cond(label, total, seed)
         options = SampleOptions(temperature, top_k, top_p)
         model, plan = self._drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
-        drawn = []
-        for rows in _batches(total, plan.batch_size):
-            rng = image_generators(seed, rows.stop - rows.start, first=rows.start)
-            told = _in_parts(on_step, rows, total, plan.positions)
-            part, known_x = cond.rows(rows), x[rows, :count_known]
-            if parallel:
-                out = draw_in_parallel(model, part, options=options, rng=rng, prefix=known_x, on_step=told).x
-            else:
-                out = draw(model, part, len(rng), options=options, rng=rng, prefix=known_x, on_step=told)
-            drawn.append(self.codec.decode(out).cpu())
-            if on_images is not None:
-                on_images(rows.start, drawn[-1])
-        result = torch.cat(drawn).unflatten(0, (len(pixels), n))
+        prefix = x[:, :count_known]
+        batches = self._draw(model, plan, cond, options, seed, parallel=parallel, prefix=prefix, on_step=on_step)
+        result = _collected(batches, on_images).unflatten(0, (len(pixels), n))
         return result if as_tensor else [to_pil(row) for row in result]
 
     def symbol_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
@@ -328,6 +308,32 @@ class System:
         size = 1 if parallel else batch_size
         available = available_bytes(self.device)
         return model, plan_drawing(model, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
+
+    def _draw(
+        self,
+        model: Autoregressive,
+        plan: DrawingPlan,
+        cond: Cond,
+        options: SampleOptions,
+        seed: int,
+        *,
+        first: int = 0,
+        parallel: bool,
+        prefix: Tensor | None = None,
+        on_step: OnStep | None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W]."""
+        for rows in _batches(plan.num_images, plan.batch_size):
+            rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
+            told = _in_parts(on_step, rows, plan.num_images, plan.positions)
+            part, known = cond.rows(rows), None if prefix is None else prefix[rows]
+            if parallel:
+                x = draw_in_parallel(model, part, options=options, rng=rng, prefix=known, on_step=told).x
+            elif known is None:
+                x = model.sample(part, len(rng), options=options, rng=rng, on_step=told)
+            else:
+                x = draw(model, part, len(rng), options=options, rng=rng, prefix=known, on_step=told)
+            yield rows.start, self.codec.decode(x).cpu()
 
     def _cond(self, label: Label | Sequence[Label], count: int, seed: int, *, first: int = 0) -> Cond:
         if not self.model.num_classes:
@@ -429,6 +435,16 @@ def check_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
 
 def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, size))
+
+
+def _collected(batches: Iterator[tuple[int, Tensor]], on_images: OnImages | None) -> Tensor:
+    """All images of the batches, each batch told as soon as it is there."""
+    pictures = []
+    for start, images in batches:
+        pictures.append(images)
+        if on_images is not None:
+            on_images(start, images)
+    return torch.cat(pictures)
 
 
 def _in_parts(on_step: OnStep | None, rows: slice, total: int, length: int) -> OnStep | None:

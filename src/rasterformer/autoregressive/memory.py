@@ -72,7 +72,8 @@ def plan_drawing(
     Raises:
         ConfigError: not even one image fits into half of the available memory, or the wished batch not into all of it.
     """
-    one = drawing_bytes(model, 2) - drawing_bytes(model, 1)
+    of_one = drawing_bytes(model, 1)
+    one = drawing_bytes(model, 2) - of_one
     if batch_size is None:
         batch_size = min(most, num_images, int(SHARE * available) // one)
         if batch_size < 1:
@@ -85,7 +86,7 @@ def plan_drawing(
             f"batch_size = {batch_size} takes {_mebibytes(size * one)}, but {_mebibytes(available)} are free. "
             f"Use {max(1, int(SHARE * available) // one)}, or leave it out."
         )
-    shared = drawing_bytes(model, 1) - one + sum(p.numel() * p.element_size() for p in model.parameters())
+    shared = of_one - one + sum(p.numel() * p.element_size() for p in model.parameters())
     return DrawingPlan(num_images, min(batch_size, num_images), model.x_shape[0], one, shared, available)
 
 

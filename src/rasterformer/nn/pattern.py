@@ -8,6 +8,7 @@ pattern here, and what caches and kernels rely on: memory lies before its block.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,12 +36,12 @@ class AttentionPattern:
     def num_blocks(self) -> int:
         return self.memory.shape[0]
 
-    @property
+    @cached_property
     def memory_size(self) -> int:
         """M: the most positions that any block sees before itself."""
         return int((self.memory >= 0).sum(-1).max())
 
-    @property
+    @cached_property
     def memory_is_recent(self) -> bool:
         """Whether every block's memory is the M positions before the block, or all there are."""
         size = self.memory_size
@@ -50,7 +51,7 @@ class AttentionPattern:
                 return False
         return True
 
-    @property
+    @cached_property
     def history_size(self) -> int:
         """Positions before a block that must be kept for it and the blocks after it: back to the oldest memory."""
         first = torch.arange(self.num_blocks) * self.block_size
