@@ -7,6 +7,10 @@ SCRIPTS = {
     "cifar10_20_minutes": "equal training time on CIFAR-10: the house recipe, the paper's form, a PixelCNN++",
     "training_step": "speed of a training step: local attention against dense and two libraries; share of the peak",
     "sampling": "speed and memory of sampling: against ImageGPT and naive re-evaluation, by image size, in parallel",
+    "super_resolution": "8x8 -> 32x32 on cartoon faces: 1D and 2D attention, samples beside simple means",
+    "restoration": "in-painting, colourisation and denoising after short trainings",
+    "tiles": "seams of pictures that are drawn in tiles",
+    "surprise": "foreign and damaged images among clean ones: how many of them a ranking by likelihood finds",
     "render": "docs/results.md from the JSON of the others",
 }
 

@@ -55,12 +55,16 @@ WITH_PICTURES = ("house", "paper")
 
 def main(arguments: list[str]) -> None:
     """Runs the contestants one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks cifar10_20_minutes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks cifar10_20_minutes", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--data", required=True, help="lossless CIFAR-10 images with a train and a test split")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--minutes", type=float, default=20.0, help="training time of each contestant")
     parser.add_argument("--only", default=",".join(DEFAULT), help=f"of {', '.join(CONTESTANTS)}; default %(default)s")
-    parser.add_argument("--results", type=Path, default=FOLDER, help="folder for the JSON, default benchmarks/results/...")
+    parser.add_argument(
+        "--results", type=Path, default=FOLDER, help="folder for the JSON, default benchmarks/results/..."
+    )
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder for samples, default docs/pictures")
     parser.add_argument("--render", action="store_true", help="write docs/results.md at the end")
     parser.add_argument("--here", metavar="CONTESTANT", help=argparse.SUPPRESS)  # what each subprocess is told
@@ -91,7 +95,16 @@ def in_own_process(name: str, options: argparse.Namespace) -> bool:
     if result.exists():
         print(f"{name}: {result.name} is there, passed over", flush=True)
         return True
-    command = [sys.executable, "-m", "benchmarks", "cifar10_20_minutes", "--here", name, "--minutes", str(options.minutes)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "cifar10_20_minutes",
+        "--here",
+        name,
+        "--minutes",
+        str(options.minutes),
+    ]
     for option in ("data", "out", "results", "pictures"):
         command += [f"--{option}", str(Path(getattr(options, option)).expanduser().absolute())]
     with StopSignals() as signals:  # Ctrl-C reaches the child too, which saves and ends
@@ -229,7 +242,10 @@ def draw_pictures(name: str, system: System, test_set: ImageSet, folder: Path) -
     half_known = originals.clone()
     half_known[:, :, system.image_size // 2 :] = 244
     rows = torch.stack([half_known, *completed.unbind(1), originals]).flatten(0, 1)  # a column for each test image
-    pictures = {"samples": (samples, "samples"), "completions": (rows, "test images 0..7: known, 3 completions, original")}
+    pictures = {
+        "samples": (samples, "samples"),
+        "completions": (rows, "test images 0..7: known, 3 completions, original"),
+    }
     for kind, (tiles, text) in pictures.items():
         target = folder / f"cifar10-{name}-{kind}.png"
         write_png(target, image_grid(tiles, columns=8, scale=2), metadata={**record, "kind": text})

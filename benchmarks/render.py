@@ -1,6 +1,6 @@
 """`docs/results.md` and its curves, from the JSON in `benchmarks/results/`: every sentence follows from the numbers.
 
-    python -m benchmarks render
+python -m benchmarks render
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ STEP_CONTESTANTS = {
     "local-attention": "local-attention",
     "x-transformers": "x-transformers, dense",
 }
+DEFAULT_RULE = "both, image and window"  # of `rasterformer surprise`
 JPEG_XL = 4.11  # lossless, same test images; measured elsewhere
 SVG_STYLE = "font:12.5px system-ui,'DejaVu Sans',sans-serif;fill:#555;background:#fff"
 
@@ -61,6 +62,14 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from sampling(_read(results / "sampling.json"), results / "sampling-remarks.md")
     if (results / "training_step.json").exists():
         yield from training_step(_read(results / "training_step.json"))
+    if (results / "super_resolution.json").exists():
+        yield from super_resolution(_read(results / "super_resolution.json"), results / "super_resolution-remarks.md")
+    if (results / "restoration.json").exists():
+        yield from restoration(_read(results / "restoration.json"))
+    if (results / "tiles.json").exists():
+        yield from tiles(_read(results / "tiles.json"))
+    if (results / "surprise.json").exists():
+        yield from surprise(_read(results / "surprise.json"))
 
 
 def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, docs: Path) -> Iterator[str]:
@@ -81,7 +90,17 @@ def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, d
     yield "```\npython -m benchmarks cifar10_20_minutes --data DIR --out FOLDER\n```"
     yield circumstances(first)
     yield table(
-        ("contestant", "bits/dim", "95 % interval", "parameters", "images/s", "images seen", "batch", "optimiser", "steps"),
+        (
+            "contestant",
+            "bits/dim",
+            "95 % interval",
+            "parameters",
+            "images/s",
+            "images seen",
+            "batch",
+            "optimiser",
+            "steps",
+        ),
         [_contestant_row(name, records[name]) for name in ranking(records)],
     )
     yield " ".join(verdicts(records))
@@ -96,8 +115,10 @@ def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, d
     yield _picture(docs, records)
     for name in ranking(records):
         for kind, file in records[name].get("pictures", {}).items():
-            what = "32 samples, seed 0, temperature 1" if kind == "samples" else (
-                "eight test images, a column each: the known upper half, three completions, the original"
+            what = (
+                "32 samples, seed 0, temperature 1"
+                if kind == "samples"
+                else ("eight test images, a column each: the known upper half, three completions, the original")
             )
             yield f"{_capital(_title(name, records[name]))}: {what}.\n\n![{name}, {kind}](pictures/{file})"
 
@@ -173,7 +194,14 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
                 f"{found['batch_size'] / (ours * 3072):.2f}",
             )
         )
-    columns = ("dtype", "batch", "ours, ms a step", "ImageGPT, ms a step", "ours is faster by: median (range)", "images/s, ours")
+    columns = (
+        "dtype",
+        "batch",
+        "ours, ms a step",
+        "ImageGPT, ms a step",
+        "ours is faster by: median (range)",
+        "images/s, ours",
+    )
     yield table(columns, rows)
     for found in record["image_gpt"]:
         wanted = 5 if found["batch_size"] == 1 else 15
@@ -186,9 +214,7 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
         f"({_range(whole['ratio']['generate'])} times ours)."
     )
     for found in record["naive"]:
-        yield _wanted(
-            f"evaluating the whole image for every symbol, batch {found['batch_size']}", found["ratio"], 300
-        )
+        yield _wanted(f"evaluating the whole image for every symbol, batch {found['batch_size']}", found["ratio"], 300)
     saved = []
     for found in record["grouped_heads"]:
         saved.append(f"{found['dtype']}, batch {found['batch_size']}: {_range(found['ratio'])}")
@@ -231,7 +257,14 @@ def sampling(record: Record, remarks: Path) -> Iterator[str]:
             "reproduce themselves. Identical: images that equal those of single steps, symbol for symbol, in float32."
         )
         yield table(
-            ("model", "window", "identical", "positions a pass: median (range)", "seconds: steps, parallel", "faster by"),
+            (
+                "model",
+                "window",
+                "identical",
+                "positions a pass: median (range)",
+                "seconds: steps, parallel",
+                "faster by",
+            ),
             [_parallel_row(model, window) for model in record["trained"] for window in model["windows"]],
         )
         for model in record["trained"]:
@@ -257,7 +290,9 @@ def _parallel_row(model: Record, found: Record) -> tuple[str, ...]:
 
 
 def _trained_title(model: Record) -> str:
-    return f"{model['model']['distribution']}, {model['positions']:,} positions, {model['data']}, {model['steps']:,} steps"
+    return (
+        f"{model['model']['distribution']}, {model['positions']:,} positions, {model['data']}, {model['steps']:,} steps"
+    )
 
 
 def _wanted(what: str, found: Record, wanted: float) -> str:
@@ -312,7 +347,9 @@ def training_step(record: Record) -> Iterator[str]:
     for found in record["comparisons"]:
         size = f"{found['image_size']}x{found['image_size']}"
         yield f"At {size}, ours against: " + " ".join(
-            _verdict(STEP_CONTESTANTS[name], row["ratio"]) for name, row in found["contestants"].items() if name != "local"
+            _verdict(STEP_CONTESTANTS[name], row["ratio"])
+            for name, row in found["contestants"].items()
+            if name != "local"
         )
     house = record["house"]
     yield (
@@ -320,6 +357,201 @@ def training_step(record: Record) -> Iterator[str]:
         f"{house['gigaflops_per_image']:.2f} GFLOP an image, which is {house['share_of_peak']:.1%} of the peak. The peak is "
         f"{record['peak_flops_per_second'] / 1e12:.2f} TFLOP/s: {record['peak_rule']}. Operations are counted so: "
         f"{record['flop_rule']}"
+    )
+
+
+def super_resolution(record: Record, remarks: Path) -> Iterator[str]:
+    """1D and 2D attention beside each other, and the samples beside simple means."""
+    data, runs, found = record["data"], record["runs"], record["likelihoods"]
+    titles = {"1d": "1D attention", "2d": "2D attention", "alone": "the 1D decoder without a source"}
+    yield f"## Super-resolution, 8x8 -> 32x32, {data['name']}, {runs['1d']['minutes']:g} minutes of training each"
+    yield (
+        f"Trained on {data['train_images']:,} images, scored on all {data['test_images']:,} test images. 1D and 2D differ in "
+        "attention and generation order, and in that convolutions in block order see nothing to the right. The decoder without "
+        "a source is that of 1D, trained as long on the same images."
+    )
+    yield table(
+        ("", "bits/dim", "95 % interval", "parameters", "steps"),
+        [
+            (
+                titles[name],
+                f"{found[name]['bits_per_dim']:.4f}",
+                f"{found[name]['interval'][0]:.4f} .. {found[name]['interval'][1]:.4f}",
+                f"{runs[name]['parameters']:,}",
+                f"{runs[name]['steps']:,}",
+            )
+            for name in titles
+        ],
+    )
+    gain = record["gain_of_the_source"]
+    low, high = gain["interval"]
+    yield (
+        f"Knowing the source is worth {gain['mean']:.4f} bits/dim on the same images (95 %: {low:.4f} .. {high:.4f}, paired)"
+        + (": the conditional likelihood is better." if low > 0 else ": NOT shown to be better.")
+    )
+    yield (
+        f"Samples: {record['samples']} of each of the first {record['images']} test sources. Consistency is the mean squared "
+        "difference between a source and its reduced sample, values scaled to 0..1, below it the root in grey levels; PSNR, SSIM "
+        "and MS-SSIM are of the first sample and, as the paper says, do not track how good samples look. FD-EffLite0 is biased "
+        "for so few images and compares only within this table; it is no FID."
+    )
+    first = record["reports"]["1d"]["1.0"]["rows"]
+    rows = []
+    for name in ("1d", "2d"):
+        for temperature, report in record["reports"][name].items():
+            rows.append(_sample_row(f"{name.upper()}, temperature {temperature}", report["rows"]["model"]))
+    rows += [_sample_row(name, figures) for name, figures in first.items() if name != "model"]
+    yield table(
+        (
+            "",
+            "consistency, area",
+            "bicubic",
+            "PSNR",
+            "SSIM",
+            "MS-SSIM",
+            "FD-EffLite0",
+            "nearest training image",
+            "diversity",
+        ),
+        rows,
+    )
+    yield (
+        "Nearest training image: MS-SSIM (0..100) between the first sample and the training image whose source is nearest; the "
+        "row `original` says what is usual. Diversity: root mean square difference between samples of one source, grey levels."
+    )
+    for name in ("1d", "2d"):
+        yield (
+            f"![{titles[name]}](pictures/super-resolution-{name}.png)\n\n{titles[name]}: source | two samples each at "
+            "temperature 1.0, 0.9, 0.8 | original; the first test images, not chosen."
+        )
+    if remarks.exists():
+        yield remarks.read_text(encoding="utf-8").strip()
+    yield circumstances(record)
+
+
+def restoration(record: Record) -> Iterator[str]:
+    """In-painting, colourisation, denoising."""
+    tasks: Record = record["tasks"]
+    first = next(iter(tasks.values()))
+    minutes = sorted({task["run"]["minutes"] for task in tasks.values()})
+    yield f"## In-painting, colourisation, denoising, {first['likelihood']['dataset']}"
+    yield (
+        f"Each trained for {' or '.join(f'{m:g}' for m in minutes)} minutes, scored on all "
+        f"{first['likelihood']['num_images']:,} test images, {first['samples']} samples at temperature 1 of each of the first "
+        f"{first['images']} sources. The likelihood of in-painting is over unknown pixels only. PSNR and SSIM are those of the "
+        "first sample, beside those of the source as it is; they reward blur, and a sample of something else that could be "
+        "there loses."
+    )
+    rows = []
+    for name, task in tasks.items():
+        model, source = task["report"]["rows"]["model"], task["report"]["rows"]["source"]
+        low, high = task["likelihood"]["interval"]
+        changed = model.get("known_pixels_changed")
+        rows.append(
+            (
+                name,
+                f"{task['likelihood']['bits_per_dim']:.4f} ({low:.4f} .. {high:.4f})",
+                f"{100 * task['likelihood']['unknown_share']:.0f} %",
+                f"{model['psnr_db']:.2f} / {source['psnr_db']:.2f}",
+                f"{model['ssim']:.3f} / {source['ssim']:.3f}",
+                f"{model['fd_efflite0']:.1f} / {source['fd_efflite0']:.1f}",
+                f"{model['diversity_grey_levels']:.1f}",
+                "" if changed is None else f"{changed:.0f}",
+            )
+        )
+    head = ("task", "bits/dim (95 %)", "dimensions counted", "PSNR / source", "SSIM / source", "FD-EffLite0 / source")
+    yield table((*head, "diversity", "known pixels changed"), rows)
+    for name in tasks:
+        yield f"![{name}](pictures/{name}.png)\n\n{_capital(name)}: source | four samples | original; the first test images."
+    yield circumstances(record)
+
+
+def tiles(record: Record) -> Iterator[str]:
+    """Seams of pictures drawn in tiles."""
+    data, size = record["data"], record["data"]["image_size"]
+    yield f"## Tiles: {size // 4}x{size // 4} -> {size}x{size} by a model of 8x8 -> 32x32, {data['name']}"
+    yield (
+        f"The model was trained for {record['run']['minutes']:g} minutes on 32x32 cuttings of the training images and draws "
+        f"{data['test_images']} whole test images in tiles. Measured is how much neighbouring pixels differ where tiles meet, "
+        "divided by how much they differ at other borders of source pixels: 1 is no seam, and the originals say what these "
+        "places have anyway."
+    )
+    yield table(
+        ("overlap, source pixels", "drawn (95 %)", "originals at the same places (95 %)"),
+        [
+            (overlap, *(f"{f['ratio']:.3f} ({f['interval'][0]:.3f} .. {f['interval'][1]:.3f})" for f in found.values()))
+            for overlap, found in record["rows"].items()
+        ],
+    )
+    yield "![tiles](pictures/tiles.png)\n\nSource | overlapping tiles | tiles side by side | original; the first test images."
+    yield circumstances(record)
+
+
+def _sample_row(name: str, figures: Record) -> tuple[str, ...]:
+    def cell(key: str, form: str) -> str:
+        return "" if figures.get(key) is None else format(figures[key], form)
+
+    def consistency(kind: str) -> str:
+        if f"consistency_{kind}" not in figures:
+            return ""
+        return f"{figures[f'consistency_{kind}']:.5f} ({figures[f'consistency_{kind}_grey_levels']:.1f})"
+
+    return (
+        name,
+        consistency("area"),
+        consistency("bicubic"),
+        cell("psnr_db", ".2f"),
+        cell("ssim", ".3f"),
+        cell("ms_ssim", ".3f"),
+        cell("fd_efflite0", ".1f"),
+        cell("memorisation_ms_ssim", ".1f"),
+        cell("diversity_grey_levels", ".1f"),
+    )
+
+
+def surprise(record: Record) -> Iterator[str]:
+    """How many bad images a ranking by likelihood finds."""
+    mix, model = record["mix"], record["model"]
+    bad = {kind: count for kind, count in mix.items() if kind not in ("clean", "mixes")}
+    rules = record["rules"]
+    total = next(iter(rules.values()))["num_bad"]
+    yield "## Finding bad images"
+    yield (
+        f"What was measured: `rasterformer surprise` on {mix['clean']} held-out images of {record['clean']['name']} with {total} "
+        f"bad ones mixed in ({'; '.join(f'{count} {kind}' for kind, count in bad.items())}), the mean over {mix['mixes']} such "
+        f"folders drawn at random. The model ({model['distribution']}, {model['image_size']}x{model['image_size']}, "
+        f"{model['steps']:,} steps) was trained on the set's other split; the reference are "
+        f"{record['clean']['reference_images']} further held-out images."
+    )
+    yield "```\npython -m benchmarks surprise --model FOLDER --clean SET --foreign SET ...\n```"
+    yield circumstances(record)
+    heads = [f"bad among the first {k}" for k in next(iter(rules.values()))["first"]]
+    yield table(
+        ("ranked by", *heads, "average precision"),
+        [
+            (name, *(f"{one['bad']:.1f}" for one in rule["first"].values()), f"{rule['average_precision']:.3f}")
+            for name, rule in rules.items()
+        ],
+    )
+    best = max(rules, key=lambda name: float(rules[name]["average_precision"]))
+    chosen = (
+        "which is the command's default" if best == DEFAULT_RULE else f"while the command's default is {DEFAULT_RULE}"
+    )
+    yield f"The best of these is {best}, {chosen}. One kind at a time, AUROC against the clean images (0.5 is chance):"
+    yield table(
+        ("kind", "bits/dim", *rules),
+        [
+            (
+                kind,
+                f"{record['bits_per_dim'][kind]:.2f}",
+                *(f"{rule['kinds'][kind]['auroc']:.3f}" for rule in rules.values()),
+            )
+            for kind in bad
+        ],
+    )
+    yield (
+        f"Clean images need {record['bits_per_dim']['clean']:.2f} bits/dim. "
+        + " ".join(f"{_capital(kind)}: {text}" for kind, text in record["damages"].items())
     )
 
 

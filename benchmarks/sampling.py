@@ -29,9 +29,10 @@ from benchmarks.training_step import PAPER_FORM
 from rasterformer.autoregressive.noise import NoiseStream, image_generators
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import begin, draw
-from rasterformer.data import ImageSet, open_images
+from rasterformer.data import ImageSet
 from rasterformer.interfaces import Autoregressive, Cond, SampleOptions
 from rasterformer.recipe_file import recipe_to_dict
+from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System, load
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.systems.image_transformer.model import build
@@ -290,11 +291,10 @@ def memory_of_drawing(size: int, dtype: str, kind: Literal["drawing", "completin
 
 def held_out_images(system: System, data: str | None) -> ImageSet:
     """The test images of a model's recipe, or of `data` where it names none."""
-    settings = system.recipe.data
-    path = settings.path or data
+    path = system.recipe.data.path or data
     if path is None:
         sys.exit(f"{system.origin}: the recipe names no data. Give --data.")
-    return open_images(str(path), image_size=settings.image_size, fit=settings.fit, split="test")
+    return open_recipe_images(system.recipe, "test", path=path)
 
 
 def trained(system: System, held_out: ImageSet, pairs: int) -> dict[str, Any]:

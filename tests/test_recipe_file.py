@@ -1,6 +1,8 @@
+import hashlib
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -19,6 +21,7 @@ from rasterformer.recipe_file import (
     recipe_to_yaml,
     shipped_recipes,
 )
+from rasterformer.tasks import TASKS, Colourise, Denoise, Inpaint, Paired, SuperResolution
 
 Write = Callable[[str], Path]
 
@@ -33,6 +36,11 @@ class Config:
     name: str = "plain"
     depth: int | None = None
     block: tuple[int, int] = (4, 4)
+    reads_source: bool = False
+
+    @property
+    def takes_source(self) -> bool:
+        return self.reads_source
 
     def problems(self) -> list[str]:
         if self.width % self.num_heads:
@@ -168,7 +176,7 @@ def test_value_of_another_type_is_refused(write: Write, field: str, text: str, a
         ("system: toi", r"system = 'toi' is not known. Did you mean 'toy'\? Allowed: "),
         ("system: [toy]", r"system = \['toy'\] is not known"),
         ("system: toy\nmodel: 3", r"model = 3 must be a section"),
-        ("- toy", r"holds \['toy'\]; a recipe has the sections system, model, data, training"),
+        ("- toy", r"holds \['toy'\]; a recipe has the sections system, task, model, data, training"),
         ("", r"holds None; a recipe has the sections"),
         ("system: toy\nsystem: toy", r"line 2 cannot be read as YAML: key 'system' is repeated"),
         ("system: toy\nmodel:\n  width: 1\n  width: 2", r"line 4 .*key 'width' is repeated"),
@@ -265,3 +273,82 @@ def test_shipped_recipe_is_valid_and_opens_with_its_command(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     assert f"rasterformer train {name}" in recipe_header(name)
+
+
+PLAIN_TASK = "system: toy\nmodel: {reads_source: true}\ndata: {image_size: 12}\n"
+TASK_SECTIONS = {
+    "super_resolution": SuperResolution(3),
+    "inpaint": Inpaint(masks=("half", "border"), most_strokes=7),
+    "colourise": Colourise(),
+    "denoise": Denoise((2.5, 7.0), jpeg_quality=(20, 90)),
+    "paired": Paired("ä: b #c", source_size=6),
+}
+
+
+def test_every_task_is_in_the_round_trip() -> None:
+    assert set(TASK_SECTIONS) == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASK_SECTIONS)
+def test_a_recipe_with_a_task_survives_the_round_trip(write: Write, name: str) -> None:
+    model = replace(RECIPE.model, reads_source=True)
+    recipe = replace(RECIPE, model=model, data=DataConfig(image_size=12), task=TASK_SECTIONS[name])
+    plain = recipe_to_dict(recipe)
+    assert plain["task"]["name"] == name
+    assert recipe_from_dict(json.loads(json.dumps(plain))) == recipe
+    assert load_recipe(write(recipe_to_yaml(recipe))) == recipe
+    assert recipe_hash(recipe) != recipe_hash(replace(recipe, task=None))
+
+
+def test_a_task_named_alone_has_its_defaults(write: Write) -> None:
+    assert load_recipe(write(PLAIN_TASK + "task: {name: super_resolution}")).task == SuperResolution(4)
+    assert load_recipe(write(PLAIN_TASK + "task: {name: colourise}")).task == Colourise()
+
+
+def test_without_a_task_neither_the_dict_nor_the_hash_knows_of_tasks() -> None:
+    """Recipes from before there were tasks keep their hash: SHA-256 of the canonical JSON of the other sections."""
+    assert set(recipe_to_dict(RECIPE)) == {"system", "model", "data", "training"}
+    sections = {"system": RECIPE.system} | {
+        name: asdict(getattr(RECIPE, name)) for name in ("model", "data", "training")
+    }
+    canonical = json.dumps(sections, sort_keys=True, separators=(",", ":"))
+    assert recipe_hash(RECIPE) == hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def test_a_task_is_set_and_changed_by_overrides(write: Write) -> None:
+    path = write(PLAIN_TASK + "task: {name: super_resolution, factor: 2}")
+    assert load_recipe(path, [("task.factor", "6")]).task == SuperResolution(6)
+    plain = write(PLAIN_TASK)
+    assert load_recipe(plain, [("task.name", "inpaint"), ("task.masks", "[half]")]).task == Inpaint(masks=("half",))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{name: colorise}", r"task.name = 'colorise' is not known. Did you mean 'colourise'\?"),
+        ("{name: 3}", r"task.name = 3 is not known"),
+        ("{factor: 2}", r"task = \{'factor': 2\} must be a section with a name. Allowed: .*super_resolution"),
+        ("inpaint", r"task = 'inpaint' must be a section with a name"),
+        ("{name: super_resolution, factr: 2}", r"task.factr = 2 is not known. Did you mean 'factor'\?"),
+        ("{name: super_resolution, factor: '2'}", r"task.factor = '2' has the wrong type: it must be a valid integer"),
+        ("{name: inpaint, masks: [whole]}", r"task.masks = \['whole'\] has the wrong type: .*'rectangles'"),
+        ("{name: denoise, gaussian_std: 5}", r"task.gaussian_std = 5 has the wrong type: it must be a valid array"),
+        (
+            "{name: super_resolution, factor: 5}",
+            r"task.factor = 5 does not divide data.image_size = 12. Use one of 2, 3, 4, 6, 12",
+        ),
+        ("{name: paired}", "task.source_path is missing"),
+    ],
+)
+def test_a_task_that_cannot_be_done_is_refused(write: Write, section: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(PLAIN_TASK + f"task: {section}"))
+
+
+def test_a_task_and_a_network_that_reads_a_source_need_one_another(write: Write) -> None:
+    with pytest.raises(ConfigError, match="task is set, but the network reads no source. Set model.encoder_depth"):
+        load_recipe(write("system: toy\ntask: {name: colourise}"))
+    with pytest.raises(ConfigError, match="model.encoder_depth is set, but there is no task"):
+        load_recipe(write(PLAIN_TASK))
+    with pytest.raises(ConfigError, match="model.encoder_depth is set, but there is no task"):
+        load_recipe(write("system: image_transformer\nmodel: {encoder_depth: 0}"))

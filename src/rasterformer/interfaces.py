@@ -24,17 +24,26 @@ class Cond:
 
     Args:
         label: int64 [B], class index in 0..num_classes-1.
+        source: uint8 [B, c, h, w], another image: the target reduced, in grey, with noise or with a part missing.
+        known: bool [B, H, W], the pixels of the target that the source shows as they are; it is 0 everywhere else. The model
+            is then a distribution over the other pixels.
     """
 
     label: Tensor | None = None
+    source: Tensor | None = None
+    known: Tensor | None = None
 
     def to(self, device: torch.device) -> Cond:
         """Returns the same condition on `device`."""
-        return Cond(label=None if self.label is None else self.label.to(device))
+        return self._map(lambda part: part.to(device))
 
     def rows(self, index: slice | Tensor) -> Cond:
         """Returns the condition of some images of the batch."""
-        return Cond(label=None if self.label is None else self.label[index])
+        return self._map(lambda part: part[index])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Cond:
+        parts = (self.label, self.source, self.known)
+        return Cond(*(None if part is None else change(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Values that are given before drawing begins, and stay.
+
+    Args:
+        x: int64 [B, L, E]; what it holds elsewhere does not matter.
+        where: bool [B, L], the positions that are given.
+    """
+
+    x: Tensor
+    where: Tensor
+
+
+@dataclass(frozen=True)
 class Loss:
     """What a model says about a batch.
 
     Args:
         total: scalar to minimise.
         nats: float32 [B], negative log-likelihood of each image, detached.
+        dims: int64 [B], dimensions that `nats` is over: those of an image that are not known.
         bound: whether `nats` is exact, an upper bound, or no likelihood at all.
         terms: named parts for the log, detached scalars.
     """
 
     total: Tensor
     nats: Tensor
+    dims: Tensor
     bound: Literal["exact", "upper", "none"]
     terms: dict[str, Tensor] = field(default_factory=dict)
 
@@ -162,7 +186,7 @@ class ImageModel(nn.Module, ABC):
 
 
 class Autoregressive(ImageModel):
-    """p(x) = prod_i p(x_i | x_<i, cond) in generation order.
+    """p(x) = prod_i p(x_i | x_<i, cond) in generation order, over the positions that the condition does not give.
 
     Attributes:
         distribution: turns params into probabilities.
@@ -187,6 +211,10 @@ class Autoregressive(ImageModel):
         params[:, j] equals `forward` at the position after the j-th one given. After the last position of the image
         there is none, so a step that reaches the end returns n - 1 of them. The state is updated in place and returned.
         """
+
+    @abstractmethod
+    def known(self, cond: Cond) -> Known | None:
+        """The positions whose values the condition gives: they are certain, and no likelihood counts them. None: none."""
 
     @abstractmethod
     def state_bytes(self, batch_size: int) -> int:

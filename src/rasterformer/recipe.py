@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rasterformer.tasks import Task
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -17,6 +19,9 @@ class DataConfig:
         path: a folder, an .npz file, or the name of an embedded set; `--data` sets it. None: must be given.
         image_size: side of the square that the model sees, pixels.
         fit: `crop` takes the largest centred square and reduces it; `stretch` reduces both sides separately.
+        trim: rows cut off above and below, and columns cut off on either side, before anything else.
+        reduction: `auto`: by box averaging where the factor is whole, else by Lanczos; `area`: by area averaging, rounded down,
+            as the paper's super-resolution data were made.
         flip_prob: probability of mirroring a training image left to right.
         use_labels: condition on the class of the image, where the data has classes.
         holdout_fraction: share of the images kept for held-out figures when the data has no split of its own.
@@ -25,6 +30,8 @@ class DataConfig:
     path: str | None = None
     image_size: int = 32
     fit: Literal["crop", "stretch"] = "crop"
+    trim: tuple[int, int] = (0, 0)
+    reduction: Literal["auto", "area"] = "auto"
     flip_prob: float = 0.0
     use_labels: bool = False
     holdout_fraction: float = 0.1
@@ -34,6 +41,8 @@ class DataConfig:
         found = []
         if self.image_size < 2:
             found.append(f"data.image_size = {self.image_size} must be at least 2 pixels.")
+        if min(self.trim) < 0:
+            found.append(f"data.trim = {self.trim} must not be negative.")
         if not 0.0 <= self.flip_prob <= 1.0:
             found.append(f"data.flip_prob = {self.flip_prob} must lie in 0..1.")
         if not 0.0 < self.holdout_fraction < 1.0:
@@ -140,9 +149,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run: which system, its network, the data, the training."""
+    """A whole training run: which system, its network, the data, the training.
+
+    `task` says what images are made from. None: from nothing, or from a class.
+    """
 
     system: str
     model: Any
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    task: Task | None = None

@@ -19,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from rasterformer import registry
 from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
+from rasterformer.tasks import TASKS, Task, task_name
 
 MAX_FILE_BYTES = 1_000_000
-SECTIONS = ("system", "model", "data", "training")
+SECTIONS = ("system", "task", "model", "data", "training")
 _SHIPPED_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -56,7 +57,7 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
     """Returns the recipe that plain values (of YAML or JSON) describe; sections and fields left out keep their default.
 
     Args:
-        content: the sections `system` (required), `model`, `data`, `training`.
+        content: the sections `system` (required), `task`, `model`, `data`, `training`.
         where: the first word of the message.
 
     Raises:
@@ -77,16 +78,28 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
         found.append(f"system = {system!r} is not known.{did_you_mean(str(system), registry.SYSTEMS)}")
     else:
         model = _fill("model", registry.config_class(system), content.get("model"), found)
+    for section in (data, training, model):
+        found += section.problems() if section is not None else []
+    task = _fill_task(content.get("task"), data, found)
+    if model is not None and not found and (content.get("task") is not None) != model.takes_source:
+        found.append(
+            "task is set, but the network reads no source. Set model.encoder_depth, to 4 for example."
+            if content.get("task") is not None
+            else "model.encoder_depth is set, but there is no task that makes sources. Set task.name, or leave the encoder out."
+        )
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{where} has {count}:", *found]))
-    return Recipe(system=str(system), model=model, data=data, training=training)
+    return Recipe(system=str(system), model=model, data=data, training=training, task=task)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Returns every field as plain JSON values; `recipe_from_dict` is the way back."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return plain
+    task = plain.pop("task")
+    if recipe.task is None:
+        return plain
+    return {"system": plain.pop("system"), "task": {"name": task_name(recipe.task), **task}, **plain}
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -166,7 +179,10 @@ def _parse(text: str, *, where: str) -> Any:
 
 
 def _fill(section: str, config_class: type[Any], content: Any, found: list[str]) -> Any:
-    """Returns `config_class` filled from plain values; what is wrong goes into `found`, one sentence each."""
+    """Returns `config_class` filled from plain values; what is wrong goes into `found`, one sentence each.
+
+    None where a field is missing or of the wrong type; what the values say is not looked at.
+    """
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -194,9 +210,25 @@ def _fill(section: str, config_class: type[Any], content: Any, found: list[str])
     found += wrong
     if wrong:
         return None
-    config = config_class(**values)
-    found += config.problems()
-    return config
+    return config_class(**values)
+
+
+def _fill_task(content: Any, data: DataConfig | None, found: list[str]) -> Task | None:
+    """Returns the task that the section names, or None where it is left out; what is wrong goes into `found`."""
+    if content is None:
+        return None
+    if not isinstance(content, dict) or "name" not in content:
+        found.append(f"task = {content!r} must be a section with a name.{did_you_mean('', TASKS)}")
+        return None
+    rest = {key: value for key, value in content.items() if key != "name"}
+    name = content["name"]
+    if not isinstance(name, str) or name not in TASKS:
+        found.append(f"task.name = {name!r} is not known.{did_you_mean(str(name), TASKS)}")
+        return None
+    task: Task | None = _fill("task", TASKS[name], rest, found)
+    if task is not None and data is not None:
+        found += task.problems(data.image_size)
+    return task
 
 
 def _core_values() -> dict[str, list[tuple[str, re.Pattern[str]]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,28 @@ from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.checkpoint import latest_checkpoint, load_checkpoint, load_model_folder, save_model_folder
 from rasterformer.codecs.pixels import PixelCodec
+from rasterformer.conditioning.sources import luma, make_source, masked_source, source_generators
+from rasterformer.data.decode import to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
+from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
-from rasterformer.evaluation.likelihood import bits_per_dim
-from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
+from rasterformer.evaluation.likelihood import num_dims
+from rasterformer.image_to_image import Canvas, draw_canvas, plan_canvas
+from rasterformer.interfaces import Autoregressive, Batch, Cond, Known, OnStep, SampleOptions
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_from_dict, recipe_hash, recipe_to_dict
+from rasterformer.tasks import (
+    TASKS,
+    Colourise,
+    Denoise,
+    Inpaint,
+    SourceShape,
+    SuperResolution,
+    Task,
+    source_shape,
+    task_name,
+)
 
 MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
 
@@ -77,7 +92,10 @@ class System:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             codec, model = registry.model_module(recipe.system).build(
-                recipe.model, image_size=recipe.data.image_size, num_classes=classes
+                recipe.model,
+                image_size=recipe.data.image_size,
+                num_classes=classes,
+                source=None if recipe.task is None else source_shape(recipe.task, recipe.data.image_size),
             )
         return cls(recipe, codec, model, tuple(class_names))
 
@@ -136,6 +154,7 @@ class System:
         Raises:
             ConfigError: an unknown label, options that describe no distribution, or a batch that does not fit into memory.
         """
+        self._need_no_source("sample")
         options = SampleOptions(temperature, top_k, top_p)
         cond = self._cond(label, n, seed, first=first)
         model, plan = self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)
@@ -196,10 +215,11 @@ class System:
         """
         if n < 1:
             raise ConfigError(f"n = {n} must be at least 1.")
+        self._need_no_source("complete")
         pixels = self.to_tensor(images)
         _, height, width = self.codec.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else known
-        count_known = known_prefix(self.codec, mask)
+        known_prefix(self.codec, mask)
         x = self.codec.encode(pixels).repeat_interleave(n, 0)
         total = len(x)
         if label is not None and not isinstance(label, str | int):
@@ -207,10 +227,168 @@ class System:
         cond = self._cond(label, total, seed)
         options = SampleOptions(temperature, top_k, top_p)
         model, plan = self._drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
-        prefix = x[:, :count_known]
-        batches = self._draw(model, plan, cond, options, seed, parallel=parallel, prefix=prefix, on_step=on_step)
+        given = Known(x, self.codec.positions_of(mask[None]).expand(total, -1))
+        batches = self._draw(model, plan, cond, options, seed, parallel=parallel, known=given, on_step=on_step)
         result = _collected(batches, on_images).unflatten(0, (len(pixels), n))
         return result if as_tensor else [to_pil(row) for row in result]
+
+    def transform(
+        self,
+        images: Images,
+        *,
+        known: Sequence[Tensor] | None = None,
+        n: int = 1,
+        label: Label | Sequence[Label] = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        tile: bool = True,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        as_tensor: bool = False,
+        on_step: OnStep | None = None,
+        on_images: OnImages | None = None,
+    ) -> list[Any]:
+        """Draws images from source images, n from each: what the model's task makes of them.
+
+        Sources larger than the model's are drawn in overlapping tiles, each of which sees what was drawn before it.
+
+        Args:
+            images: Pillow images of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
+            known: for in-painting: bool [h, w] for each image, True where it stays as it is. None for other tasks.
+            n: results of each image.
+            label: class name or index, for all or one for each of the B images. None: as in `sample`.
+            temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
+            tile: draw sources that are larger than the model's in tiles. False: refuse them.
+            overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
+            as_tensor: return tensors instead of Pillow images.
+            on_step: told (positions done, positions in all) of all tiles.
+            on_images: given (number of the image, uint8 [n, 3, H, W]) when all of its results are there.
+
+        Returns:
+            B lists of n Pillow images, or B tensors uint8 [n, 3, H, W].
+
+        Raises:
+            ConfigError: the model has no task, the mask is missing, superfluous or knows everything, larger sources without
+                `tile`, options that describe no distribution, or a batch that does not fit into memory.
+            ShapeError: images that are smaller than the model's sources, or a mask of another size.
+        """
+        task, shape = self._task(), self.source_shape
+        assert shape is not None, "a task has sources"
+        check_options(SampleOptions(temperature, top_k, top_p))
+        pictures = _pictures(images)
+        if shape.has_mask and known is None:
+            raise ConfigError("known is missing: say which pixels of each image stay as they are, bool [h, w].")
+        if not shape.has_mask and known is not None:
+            raise ConfigError(
+                f"known was given, but a model of the task {task_name(task)} draws every pixel. Leave it out."
+            )
+        if known is not None and len(known) != len(pictures):
+            raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
+        cond = self._cond(label, len(pictures), seed)
+        canvases = []
+        for k, picture in enumerate(pictures):
+            source = luma(picture[None]) if shape.channels == 1 else picture[None]
+            mask = None
+            if known is not None:
+                mask = masked_source(picture[None], known[k][None]).known
+            canvases.append(plan_canvas(source, mask, shape, image_size=self.image_size, overlap=overlap, tile=tile))
+        largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)
+        pieces = sum(canvas.num_tiles for canvas in canvases) * n
+        model, plan = self._drawing(
+            min(pieces, largest * len(pictures)), batch_size=batch_size, precision=precision, parallel=False
+        )
+        done = 0
+
+        def draw_pieces(part: Cond, before: Known | None, rng: Sequence[torch.Generator]) -> Tensor:
+            nonlocal done
+            start, length, count = done, plan.positions, len(rng)
+            told = None if on_step is None else lambda d, _: on_step(start * length + d * count, pieces * length)
+            options = SampleOptions(temperature, top_k, top_p)
+            x = draw(model, part.to(self.device), count, options=options, rng=rng, known=before, on_step=told)
+            done += count
+            return x
+
+        results: list[Tensor] = []
+        for group in _same_size(canvases, max(1, plan.batch_size // n)):
+            rows = slice(group[0], group[-1] + 1)
+            together = _joined([canvases[k] for k in group])
+            drawn = draw_canvas(
+                together,
+                self.codec,
+                draw_pieces,
+                cond=cond.rows(rows),
+                n=n,
+                seed=seed,
+                first=group[0],
+                pieces_at_a_time=plan.batch_size,
+            )
+            for k, result in zip(group, drawn, strict=True):
+                results.append(result)
+                if on_images is not None:
+                    on_images(k, result)
+        return results if as_tensor else [to_pil(result) for result in results]
+
+    def upscale(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
+        """`transform` by a model of super-resolution: larger images, n of each. More options are there.
+
+        Raises:
+            ConfigError: the model has another task.
+        """
+        self._need_task("upscale", SuperResolution)
+        return self.transform(images, n=n, temperature=temperature, seed=seed)
+
+    def restore(
+        self, images: Images, *, known: Sequence[Tensor], n: int = 1, temperature: float = 1.0, seed: int = 0
+    ) -> list[Any]:
+        """`transform` by a model of in-painting: what a mask says is missing is drawn, n times. More options are there.
+
+        Args:
+            images: as in `transform`.
+            known: bool [h, w] for each image, True where it stays as it is.
+            n, temperature, seed: as in `sample`.
+
+        Raises:
+            ConfigError: the model has another task.
+        """
+        self._need_task("restore", Inpaint)
+        return self.transform(images, known=known, n=n, temperature=temperature, seed=seed)
+
+    def colourise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
+        """`transform` by a model of colourisation; of images in colour only the luma is used. More options are there.
+
+        Raises:
+            ConfigError: the model has another task.
+        """
+        self._need_task("colourise", Colourise)
+        return self.transform(images, n=n, temperature=temperature, seed=seed)
+
+    def denoise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
+        """`transform` by a model of denoising. More options are there.
+
+        Raises:
+            ConfigError: the model has another task.
+        """
+        self._need_task("denoise", Denoise)
+        return self.transform(images, n=n, temperature=temperature, seed=seed)
+
+    def with_source(self, batch: Batch, *, first: int, purpose: str, seed: int) -> Batch:
+        """Adds the sources that the model's task makes from the images, where it makes any.
+
+        Args:
+            batch: images uint8 [B, 3, H, W].
+            first: number of the first image, in training or in its split.
+            purpose: names the random streams, of which each image has its own.
+            seed: of the streams.
+        """
+        task = self.recipe.task
+        if task is None or batch.cond.source is not None:
+            return batch
+        rng = source_generators(seed, range(first, first + len(batch.images)), purpose=purpose)
+        made = make_source(task, batch.images, rng)
+        return Batch(batch.images, replace(batch.cond, source=made.source, known=made.known))
 
     def symbol_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
         """Negative log-likelihood of every sub-pixel given those before it in generation order.
@@ -220,13 +398,37 @@ class System:
             cond: what the images are conditioned on. None: nothing.
 
         Returns:
-            nats, float32 [B, 3, H, W]; the sum over an image is its exact negative log-likelihood.
+            nats, float32 [B, 3, H, W], 0 at known pixels; the sum over an image is its exact negative log-likelihood.
         """
         x = self.codec.encode(images).to(self.device)
         return self.codec.image_of(symbol_nats(self.model, x, (cond or Cond()).to(self.device))).cpu()
 
+    def draw_from(
+        self, cond: Cond, *, n: int, temperature: float = 1.0, seed: int = 0, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Draws n images from each source of the model's size.
+
+        Args:
+            cond: of B images, with sources.
+            n: results of each.
+            temperature, seed: as in `sample`.
+            on_step: told (positions done, positions in all).
+
+        Returns:
+            uint8 [B, n, 3, H, W].
+        """
+        assert cond.source is not None, "there is something to draw from"
+        index = torch.arange(len(cond.source)).repeat_interleave(n)
+        model, plan = self._drawing(len(index), batch_size=None, precision="float32", parallel=False)
+        each = cond.to(self.device).rows(index.to(self.device))
+        options = SampleOptions(temperature)
+        batches = self._draw(model, plan, each, options, seed, parallel=False, on_step=on_step)
+        return _collected(batches, None).unflatten(0, (-1, n))
+
     def bits_per_dim(self, images: Images, *, label: Label | Sequence[Label] = None, batch_size: int = 32) -> Tensor:
-        """Exact bits per dimension of each image: float64 [B].
+        """Exact bits per dimension of each image, float64 [B]: of the pixels that are not known, given the source.
+
+        The sources of a model with a task are made from the images, by the random streams of held-out images 0, 1, ...
 
         Args:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
@@ -241,12 +443,13 @@ class System:
         if self.model.num_classes and label is None:
             known = did_you_mean("", self.class_names)
             raise ConfigError(f"label is missing: the likelihood of this model depends on it.{known}")
-        cond = self._cond(label, len(pixels), 0)
-        nats = [
-            self.symbol_nats(pixels[rows], cond.rows(rows)).double().sum((1, 2, 3))
-            for rows in _batches(len(pixels), batch_size)
-        ]
-        return bits_per_dim(torch.cat(nats), self.num_dims)
+        cond, bits = self._cond(label, len(pixels), 0), []
+        for rows in _batches(len(pixels), batch_size):
+            batch = Batch(pixels[rows], cond.rows(rows))
+            batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
+            nats = self.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3))
+            bits.append(nats / num_dims(batch) / math.log(2))
+        return torch.cat(bits)
 
     def to_tensor(self, images: Images) -> Tensor:
         """Pillow images -> uint8 [B, 3, H, W] at the model's size, fitted as in training; a tensor is checked only.
@@ -266,11 +469,21 @@ class System:
             return images
         if not images:
             raise ConfigError("no images were given. Give at least one.")
-        size = self.image_size
+        size, data = self.image_size, self.recipe.data
         for k, image in enumerate(images):
-            if min(image.size) < size:
-                raise ShapeError(f"image {k} is {image.width}x{image.height}; this model needs at least {size}x{size}.")
-        fitted = [fit_square(image.convert("RGB"), size, fit=self.recipe.data.fit)[0] for image in images]
+            if min(image.width - 2 * data.trim[1], image.height - 2 * data.trim[0]) < size:
+                cut = (
+                    f", and {data.trim[0]} rows and {data.trim[1]} columns are cut off on each side"
+                    if any(data.trim)
+                    else ""
+                )
+                raise ShapeError(
+                    f"image {k} is {image.width}x{image.height}; this model needs at least {size}x{size}{cut}."
+                )
+        upright = [to_rgb(image)[0] for image in images]
+        fitted = [
+            fit_square(image, size, fit=data.fit, trim=data.trim, reduction=data.reduction)[0] for image in upright
+        ]
         return torch.from_numpy(np.stack(fitted))
 
     def config(self) -> dict[str, Any]:
@@ -291,6 +504,35 @@ class System:
             CheckpointError: the folder cannot be written.
         """
         save_model_folder(folder, config=self.config(), state=self.model.state_dict(), card=self._card())
+
+    @property
+    def source_shape(self) -> SourceShape | None:
+        """What the model's sources look like. None: it has none."""
+        return None if self.recipe.task is None else source_shape(self.recipe.task, self.image_size)
+
+    def _task(self) -> Task:
+        if self.recipe.task is None:
+            raise ConfigError(
+                "this model makes images from nothing and takes no source image. Train one with a task, such as the "
+                "recipe upscale, or use sample or complete."
+            )
+        return self.recipe.task
+
+    def _need_task(self, what: str, kind: type[Task]) -> None:
+        task = self._task()
+        if not isinstance(task, kind):
+            needed = next(name for name, each in TASKS.items() if each is kind)
+            raise ConfigError(
+                f"{what} needs a model of the task {needed}, but this one was trained for {task_name(task)}. Use transform, "
+                "which does what the model was trained for, or another model."
+            )
+
+    def _need_no_source(self, what: str) -> None:
+        if self.recipe.task is not None:
+            raise ConfigError(
+                f"{what} draws images from nothing, but this model (task {task_name(self.recipe.task)}) needs a source for "
+                "each image. Use upscale, restore, colourise, denoise or transform."
+            )
 
     def _drawing(
         self, n: int, *, batch_size: int | None, precision: Precision, parallel: bool
@@ -319,20 +561,20 @@ class System:
         *,
         first: int = 0,
         parallel: bool,
-        prefix: Tensor | None = None,
+        known: Known | None = None,
         on_step: OnStep | None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W]."""
         for rows in _batches(plan.num_images, plan.batch_size):
             rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
             told = _in_parts(on_step, rows, plan.num_images, plan.positions)
-            part, known = cond.rows(rows), None if prefix is None else prefix[rows]
+            part, given = cond.rows(rows), None if known is None else Known(known.x[rows], known.where[rows])
             if parallel:
-                x = draw_in_parallel(model, part, options=options, rng=rng, prefix=known, on_step=told).x
-            elif known is None:
+                x = draw_in_parallel(model, part, options=options, rng=rng, known=given, on_step=told).x
+            elif given is None:
                 x = model.sample(part, len(rng), options=options, rng=rng, on_step=told)
             else:
-                x = draw(model, part, len(rng), options=options, rng=rng, prefix=known, on_step=told)
+                x = draw(model, part, len(rng), options=options, rng=rng, known=given, on_step=told)
             yield rows.start, self.codec.decode(x).cpu()
 
     def _cond(self, label: Label | Sequence[Label], count: int, seed: int, *, first: int = 0) -> Cond:
@@ -435,6 +677,37 @@ def check_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
 
 def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, size))
+
+
+def _pictures(images: Images) -> list[Tensor]:
+    """Each as uint8 [3, h, w]."""
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(f"images are {images.dtype} {list(images.shape)}; torch.uint8 [B, 3, h, w] is needed.")
+        pictures = list(images.cpu())
+    else:
+        pictures = [torch.from_numpy(np.array(to_rgb(image)[0])).permute(2, 0, 1) for image in images]
+    if not pictures:
+        raise ConfigError("no images were given. Give at least one.")
+    return pictures
+
+
+def _same_size(canvases: Sequence[Canvas], most: int) -> Iterator[list[int]]:
+    """Numbers of consecutive canvases of one size, at most so many."""
+    group: list[int] = []
+    for k, canvas in enumerate(canvases):
+        if group and (len(group) == most or canvases[group[0]].source.shape != canvas.source.shape):
+            yield group
+            group = []
+        group.append(k)
+    yield group
+
+
+def _joined(canvases: Sequence[Canvas]) -> Canvas:
+    """Canvases of one size as one."""
+    first = canvases[0]
+    known = None if first.known is None else torch.cat([c.known for c in canvases if c.known is not None])
+    return Canvas(torch.cat([c.source for c in canvases]), known, first.waves, first.factor)
 
 
 def _collected(batches: Iterator[tuple[int, Tensor]], on_images: OnImages | None) -> Tensor:

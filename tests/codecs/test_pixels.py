@@ -72,6 +72,28 @@ def test_blocks_that_do_not_tile_are_refused(block: tuple[int, int]) -> None:
         block_raster_order((4, 6), block)
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_positions_of_a_mask_are_those_of_its_pixels_values(name: str) -> None:
+    """Images whose values tell pixel and channel: what is selected are the marked pixels with all of their channels."""
+    codec = CODECS[name]
+    images = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4).expand(3, -1, -1, -1)
+    mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.4
+    where = codec.positions_of(mask)
+    assert where.shape == (3, codec.x_shape[0]) and where.dtype == torch.bool
+    for k in range(3):
+        marked = sorted(
+            int(images[k, c, row, col]) for c in range(3) for row in range(4) for col in range(4) if mask[k, row, col]
+        )
+        assert sorted(codec.encode(images)[k, where[k]].flatten().tolist()) == marked
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_positions_of_any_property_of_pixels_keeps_its_values(name: str) -> None:
+    codec, number = CODECS[name], torch.arange(16).view(1, 4, 4)
+    grey = number[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
+    assert torch.equal(codec.positions_of(number), codec.encode(grey)[..., 0])
+
+
 def test_image_of_lays_values_out_as_an_image() -> None:
     codec = CODECS["sub-pixels in blocks"]
     images = random_images()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from torch import Tensor
 from rasterformer import registry
 from rasterformer.codecs import PixelCodec
 from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
-from rasterformer.interfaces import Autoregressive, Cond, Loss, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known, Loss, OnStep, SampleOptions
+from rasterformer.tasks import SourceShape
 
 SMALL = {"width": 12, "depth": 2, "num_heads": 2, "mlp_width": 16, "dropout_prob": 0.0}
 DMOL = {"distribution": "dmol", "num_mixtures": 2}
@@ -28,8 +29,11 @@ MODERN = {
     "qk_norm": True,
     "num_kv_heads": 1,
 }
-# system -> name -> (fields of its Config, number of classes); all at 4x4 pixels, where L is 48 or 16
-CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
+ENCODER = {"encoder_depth": 1, "norm_position": "pre"}
+# Channels of a source, and the factor by which it is smaller than the image.
+Source = tuple[int, int]
+# system -> name -> (fields of its Config, number of classes[, source]); all at 4x4 pixels, where L is 48 or 16
+CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int] | tuple[dict[str, Any], int, Source]]] = {
     "image_transformer": {
         "cat-1d": ({"block_length": 7, "memory_length": 7}, 0),
         "cat-1d-memory-5": ({"block_length": 8, "memory_length": 5, "positions": "learned"}, 0),
@@ -76,6 +80,91 @@ CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
             {**DMOL, **MODERN, "block_length": 5, "memory_length": 5, "mlp_kernel": (1, 3)},
             3,
         ),
+        "cat-modern-2d": (
+            {**MODERN, "neighbourhood": (3, 9), "mlp_kernel": (2, 5), "attention": "local_2d", "query_block": (2, 2)}
+            | {"flange": (2, 2), "attention_layers": (1,)},
+            0,
+        ),
+        "dmol-modern-2d-cells": (
+            {**DMOL, **MODERN, "neighbourhood": (3, 5), "mlp_kernel": (2, 3), "attention": "local_2d"}
+            | {"query_block": (1, 2), "flange": (1, 1)},
+            0,
+        ),
+        "cat-source": ({**ENCODER, "block_length": 7, "memory_length": 7, "encoder_depth": 2}, 0, (3, 2)),
+        "cat-source-classes": (
+            {
+                **ENCODER,
+                "attention": "full",
+                "positions": "learned_summed",
+                "rotary": True,
+                "width": 16,
+                "qk_norm": True,
+            }
+            | {"source_attention_layers": (1,), "encoder_kernel": (3, 3)},
+            3,
+            (3, 2),
+        ),
+        "cat-source-grey-aligned-2d": (
+            {
+                **ENCODER,
+                **MODERN,
+                "attention": "local_2d",
+                "query_block": (2, 2),
+                "flange": (1, 1),
+                "aligned_source": True,
+            }
+            | {
+                "encoder_attention": "local_2d",
+                "encoder_block": (2, 2),
+                "encoder_flange": (1, 1),
+                "encoder_kernel": (3, 1),
+            },
+            0,
+            (1, 1),
+        ),
+        "dmol-source-pixels-aligned": (
+            {
+                **DMOL,
+                **MODERN,
+                **ENCODER,
+                "encoder_cell": "pixel",
+                "aligned_source": True,
+                "source_attention_layers": (),
+            }
+            | {"block_length": 5, "memory_length": 5, "encoder_depth": 0, "positions": "learned"},
+            0,
+            (3, 2),
+        ),
+        "dmol-source-channels-aligned": (
+            {**DMOL, "input": "linear", "block_length": 5, "memory_length": 5, "aligned_source": True}
+            | {**ENCODER, "num_kv_heads": 1},
+            0,
+            (3, 2),
+        ),
+    }
+}
+# The same with sources of the image's size of which pixels are missing.
+MASKED: dict[str, dict[str, tuple[dict[str, Any], int, Source]]] = {
+    "image_transformer": {
+        "cat-mask": ({**ENCODER, "block_length": 7, "memory_length": 7}, 0, (3, 1)),
+        "cat-mask-2d-aligned": (
+            {
+                **ENCODER,
+                **MODERN,
+                "attention": "local_2d",
+                "query_block": (2, 2),
+                "flange": (2, 2),
+                "aligned_source": True,
+            }
+            | {"encoder_kernel": (3, 3), "encoder_cell": "pixel", "loss_chunk": 10},
+            0,
+            (3, 1),
+        ),
+        "dmol-mask-aligned": (
+            {**DMOL, **ENCODER, "input": "linear", "block_length": 5, "memory_length": 5, "aligned_source": True},
+            0,
+            (3, 1),
+        ),
     }
 }
 CASES = [(system, name) for system, named in CONFIGS.items() for name in named]
@@ -88,23 +177,25 @@ class Case:
     system: str
     fields: dict[str, Any]
     num_classes: int
+    source: Source | None = None
+    image_size: int = 4
+    has_mask: bool = False
 
-    def build(
-        self, *, image_size: int = 4, dtype: torch.dtype = torch.float64, noise: float = 0.3
-    ) -> tuple[PixelCodec, Autoregressive]:
+    def build(self, *, dtype: torch.dtype = torch.float64, noise: float = 0.3) -> tuple[PixelCodec, Autoregressive]:
         """The model with large random weights, so that any leak shows, in evaluation mode."""
         fields = dict(self.fields)
-        if image_size == 2:  # the 2D blocks must tile, and 1D blocks be shorter than the image
+        if self.image_size == 2:  # the 2D blocks must tile, and 1D blocks be shorter than the image
             fields |= {
                 "block_length": 2 if "num_mixtures" in fields else 5,
                 "query_block": (1, 2) if fields.get("block_unit") == "cell" else (1, 1),
                 "memory_length": min(fields.get("memory_length", 0), 3),
+                "encoder_block": (1, 1),
             }
         config = registry.config_class(self.system)(**{**SMALL, **fields})
         assert config.problems() == []
         torch.manual_seed(0)
         codec, model = registry.model_module(self.system).build(
-            config, image_size=image_size, num_classes=self.num_classes
+            config, image_size=self.image_size, num_classes=self.num_classes, source=self.source_shape()
         )
         model = model.to(dtype).eval()
         with torch.no_grad():
@@ -112,15 +203,55 @@ class Case:
                 weight += noise * torch.randn_like(weight)
         return codec, model
 
+    def source_shape(self) -> SourceShape | None:
+        """Of the model's sources."""
+        if self.source is None:
+            return None
+        return SourceShape(self.source[0], self.image_size // self.source[1], self.has_mask)
+
     def cond(self, batch_size: int) -> Cond:
-        """Classes 0, 1, 2, 0, ..., or nothing."""
-        return Cond(label=torch.arange(batch_size) % self.num_classes) if self.num_classes else Cond()
+        """Classes 0, 1, 2, 0, ... and a source of its own for each image, as far as the model takes them."""
+        label = torch.arange(batch_size) % self.num_classes if self.num_classes else None
+        shape, source = self.source_shape(), None
+        if shape is not None:
+            sources = torch.randint(0, 256, (64, shape.channels, shape.size, shape.size), generator=_fixed())
+            source = sources[torch.arange(batch_size) % 64].to(torch.uint8)
+        known = None
+        if shape is not None and shape.has_mask:  # the pixels of a chessboard, and of the opposite one
+            square = torch.arange(shape.size)[:, None] + torch.arange(shape.size)
+            known = (square + torch.arange(batch_size)[:, None, None]) % 2 == 0
+        return Cond(label=label, source=source, known=known)
+
+    def same_cond(self, batch_size: int) -> Cond:
+        """The same condition for every image."""
+        one = self.cond(max(1, self.num_classes)).rows(slice(-1, None))
+        return one.rows(torch.zeros(batch_size, dtype=torch.int64))
+
+    def small(self) -> Case:
+        """The same at 2x2 pixels, for enumeration."""
+        return replace(self, image_size=2)
+
+
+def _fixed() -> torch.Generator:
+    return torch.Generator().manual_seed(9)
 
 
 @pytest.fixture(params=CASES, ids=[f"{system}-{name}" for system, name in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     system, name = request.param
     return Case(system, *CONFIGS[system][name])
+
+
+@pytest.fixture(params=[case for case in CASES if len(CONFIGS[case[0]][case[1]]) == 3], ids=lambda case: case[1])
+def source_case(request: pytest.FixtureRequest) -> Case:
+    system, name = request.param
+    return Case(system, *CONFIGS[system][name])
+
+
+@pytest.fixture(params=[(system, name) for system in MASKED for name in MASKED[system]], ids=lambda case: case[1])
+def mask_case(request: pytest.FixtureRequest) -> Case:
+    system, name = request.param
+    return Case(system, *MASKED[system][name], has_mask=True)
 
 
 @pytest.fixture
@@ -160,6 +291,10 @@ class FewLevels(Autoregressive):
 
     def state_bytes(self, batch_size: int) -> int:
         return self.model.state_bytes(batch_size)
+
+    def known(self, cond: Cond) -> Known | None:
+        known = self.model.known(cond)
+        return None if known is None else Known(torch.searchsorted(self.values, known.x), known.where)
 
     def to_bfloat16(self) -> Autoregressive:
         raise NotImplementedError("enumeration needs exact numbers")

@@ -1,23 +1,29 @@
 """What every autoregressive system must hold: causality, step = forward, normalisation, samples that fit, conditions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from rasterformer import registry
-from rasterformer.autoregressive.noise import image_generators
+from rasterformer.autoregressive.noise import NoiseStream, image_generators
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.interfaces import Autoregressive, Cond, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known, SampleOptions
 
 OPTIONS = SampleOptions()
 
 
 def random_x(model: Autoregressive, batch: int = 2) -> Tensor:
     return torch.randint(0, 256, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1))
+
+
+def first_of(x: Tensor, count: int) -> Known:
+    """The first positions of x as known."""
+    return Known(x, (torch.arange(x.shape[1]) < count).expand(len(x), -1))
 
 
 def test_every_system_of_the_registry_has_small_models_here(small_configs: dict) -> None:
@@ -36,26 +42,21 @@ def test_no_output_depends_on_its_own_or_a_later_position_and_every_position_is_
     changed = x.repeat(length, 1, 1)
     each = torch.arange(length)
     changed[each, each] = (changed[each, each] + 97) % 256
-    moved = (model(changed, case_cond(case, length)) - model(x, case_cond(case, 1))).abs().amax(-1)  # [L, L]
+    moved = (model(changed, case.same_cond(length)) - model(x, case.same_cond(1))).abs().amax(-1)  # [L, L]
     upto = torch.ones(length, length, dtype=torch.bool).tril()  # row j, column i <= j
     assert float(moved[upto].max()) < 1e-10
     assert bool((moved.masked_fill(upto, 0).amax(1)[:-1] > 1e-6).all())
-
-
-def case_cond(case, batch_size: int) -> Cond:
-    """The same class for every row."""
-    return Cond(label=torch.full((batch_size,), case.num_classes - 1)) if case.num_classes else Cond()
 
 
 @torch.no_grad()
 def test_every_channel_of_a_position_is_used(case) -> None:
     _, model = case.build()
     x = random_x(model, 1)
-    before = model(x, case_cond(case, 1))
+    before = model(x, case.same_cond(1))
     for symbol in range(model.x_shape[1]):
         changed = x.clone()
         changed[:, 4, symbol] = (changed[:, 4, symbol] + 97) % 256
-        assert float((model(changed, case_cond(case, 1)) - before)[:, 5:].abs().max()) > 1e-6
+        assert float((model(changed, case.same_cond(1)) - before)[:, 5:].abs().max()) > 1e-6
 
 
 def stepped(model: Autoregressive, x: Tensor, cond: Cond, chunks: list[int]) -> Tensor:
@@ -92,11 +93,12 @@ def test_step_equals_forward(case, chunks: list[int], dtype: torch.dtype, noise:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_probabilities_of_all_images_sum_to_one(case, few_levels, dtype: torch.dtype, tolerance: float) -> None:
     """All 4,096 images of 2x2 pixels whose sub-pixels take two values; weights are large, so that a leak would show."""
-    _, model = case.build(image_size=2, dtype=dtype, noise=1.0)
+    case = case.small()
+    _, model = case.build(dtype=dtype, noise=1.0)
     small = few_levels(model, 2)
     x = small.every_x()
     assert len(x) == 4096 and len(small.index_of(x).unique()) == 4096
-    log_prob = small.distribution.log_prob(small(x, case_cond(case, len(x))), x).sum(1)
+    log_prob = small.distribution.log_prob(small(x, case.same_cond(len(x))), x).sum(1)
     assert abs(float(log_prob.double().exp().sum()) - 1) <= tolerance
     assert float(log_prob.max() - log_prob.min()) > 5, "a flat distribution would hide leaks"
 
@@ -104,10 +106,11 @@ def test_probabilities_of_all_images_sum_to_one(case, few_levels, dtype: torch.d
 @torch.no_grad()
 def test_the_sum_over_all_images_shows_a_leak(case, few_levels) -> None:
     """The test above can fail: the same model, shown the position that it predicts, is far from one."""
-    _, model = case.build(image_size=2, noise=1.0)
+    case = case.small()
+    _, model = case.build(noise=1.0)
     small = few_levels(model, 2)
     x = small.every_x()
-    leaked = small(x.roll(-1, 1), case_cond(case, len(x)))
+    leaked = small(x.roll(-1, 1), case.same_cond(len(x)))
     total = small.distribution.log_prob(leaked, x).sum(1).exp().sum()
     assert abs(float(total) - 1) > 1e-3
 
@@ -118,12 +121,13 @@ def test_samples_fit_the_likelihood(
     case, few_levels, options: SampleOptions, fit_p_value: Callable[[Tensor, Tensor], float]
 ) -> None:
     """4,000 draws from the 4,096 images against their enumerated probabilities."""
-    _, model = case.build(image_size=2, noise=0.3)
+    case = case.small()
+    _, model = case.build(noise=0.3)
     small = few_levels(model, 2)
-    cond = case_cond(case, 4000)
+    cond = case.same_cond(4000)
     x = draw(small, cond, 4000, options=options, rng=image_generators(3, 4000))
     every = small.every_x()
-    params = small(every, case_cond(case, len(every)))
+    params = small(every, case.same_cond(len(every)))
     counts = torch.bincount(small.index_of(x), minlength=len(every))
     fits = fit_p_value(counts, probabilities(small, params, every, options.temperature))
     assert fits > 1e-4
@@ -144,7 +148,8 @@ def probabilities(small: Autoregressive, params: Tensor, every: Tensor, temperat
 
 @torch.no_grad()
 def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(case) -> None:
-    _, model = case.build(image_size=2)
+    case = case.small()
+    _, model = case.build()
     together = model.sample(case.cond(3), 3, options=OPTIONS, rng=image_generators(7, 3))
     for k in range(3):
         alone = model.sample(
@@ -156,7 +161,8 @@ def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(case) -> None:
 
 @torch.no_grad()
 def test_the_seed_decides_the_sample(case) -> None:
-    _, model = case.build(image_size=2)
+    case = case.small()
+    _, model = case.build()
     first, again, other = (
         model.sample(case.cond(2), 2, options=OPTIONS, rng=image_generators(seed, 2)) for seed in (7, 7, 8)
     )
@@ -166,40 +172,69 @@ def test_the_seed_decides_the_sample(case) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("known", [1, 3])
 def test_draw_keeps_a_prefix_and_goes_on_from_it_as_if_drawn(case, known: int) -> None:
-    _, model = case.build(image_size=2)
-    whole = draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(7, 2))
-    again = draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(7, 2), prefix=whole[:, :known])
+    case = case.small()
+    _, model = case.build()
+    cond, count = case.cond(8), 8  # so many that another prefix changes what is drawn of one of them, at least
+    whole = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count))
+    again = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count), known=first_of(whole, known))
     assert torch.equal(again, whole)
-    prefix = (whole[:, :known] + 100) % 256
-    other = draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(7, 2), prefix=prefix)
-    assert torch.equal(other[:, :known], prefix)
+    given = Known((whole + 100) % 256, first_of(whole, known).where)
+    other = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count), known=given)
+    assert torch.equal(other[:, :known], given.x[:, :known])
     assert not torch.equal(other[:, known:], whole[:, known:])
 
 
 @torch.no_grad()
 def test_draw_returns_a_whole_prefix_unchanged_and_reports_each_step(case) -> None:
-    _, model = case.build(image_size=2)
+    case = case.small()
+    _, model = case.build()
     x = random_x(model)
     told: list[tuple[int, int]] = []
     length = model.x_shape[0]
-    assert torch.equal(draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2), prefix=x), x)
+    whole = first_of(x, length)
+    assert torch.equal(draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2), known=whole), x)
     draw(
-        model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2), prefix=x[:, :1],
+        model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2), known=first_of(x, 1),
         on_step=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert told == [(position + 1, length) for position in range(1, length)]
 
 
 @torch.no_grad()
-def test_draw_refuses_a_prefix_of_another_shape_and_too_few_generators(case) -> None:
-    _, model = case.build(image_size=2)
+def test_draw_keeps_known_positions_wherever_they_are_and_draws_the_others_from_the_model(case) -> None:
+    """The same noise decides a value from the params that follow the known values: an independent loop over forward."""
+    case = case.small()
+    _, model = case.build()
+    length, _ = model.x_shape
+    where = torch.zeros(2, length, dtype=torch.bool)
+    where[0, ::3], where[1, 1::2] = True, True
+    given = Known(random_x(model), where)
+    drawn = draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(7, 2), known=given)
+    noise = NoiseStream(image_generators(7, 2), model.distribution.noise_per_position, length, torch.device("cpu"))
+    expected = torch.zeros_like(drawn)
+    for position in range(length):
+        params = model(expected, case.cond(2))[:, position]
+        value = model.distribution.sample(params, noise.at(position)[:, 0], options=OPTIONS)
+        expected[:, position] = torch.where(where[:, position, None], given.x[:, position], value)
+    assert torch.equal(drawn, expected)
+
+
+@torch.no_grad()
+def test_draw_refuses_known_values_of_another_shape_and_too_few_generators(case) -> None:
+    case = case.small()
+    _, model = case.build()
     length, symbols = model.x_shape
-    for shape in [(1, 2, symbols), (2, length + 1, symbols), (2, 2, symbols + 1), (2, 2)]:
-        with pytest.raises(ShapeError, match=r"prefix is \[" + ", ".join(map(str, shape))):
+    for shape in [(1, length, symbols), (2, length + 1, symbols), (2, length, symbols + 1), (2, length)]:
+        with pytest.raises(ShapeError, match=r"known has x \[" + ", ".join(map(str, shape))):
             draw(
                 model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2),
-                prefix=torch.zeros(shape, dtype=torch.int64),
+                known=Known(torch.zeros(shape, dtype=torch.int64), torch.ones(2, length, dtype=torch.bool)),
             )  # fmt: skip
+    with pytest.raises(ShapeError, match=r"where torch.int64 \[2, "):
+        draw(
+            model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 2),
+            known=Known(random_x(model), torch.ones(2, length, dtype=torch.int64)),
+        )  # fmt: skip
     with pytest.raises(ShapeError, match="rng has 1 generators for batch_size = 2"):
         draw(model, case.cond(2), 2, options=OPTIONS, rng=image_generators(0, 1))
 
@@ -217,16 +252,18 @@ def test_loss_is_the_mean_negative_log_likelihood_per_dimension(case) -> None:
 def test_the_class_changes_the_likelihood_and_must_be_given_and_known(case) -> None:
     _, model = case.build(noise=0.1)
     x = random_x(model, 1)
+    cond = case.cond(1)
     if not case.num_classes:
         with pytest.raises(ConfigError, match="trained without classes"):
-            model(x, Cond(label=torch.tensor([0])))
+            model(x, replace(cond, label=torch.tensor([0])))
         return
-    by_class = [float(symbol_nats(model, x, Cond(label=torch.tensor([label]))).sum()) for label in range(3)]
+    classes = [replace(cond, label=torch.tensor([label])) for label in range(3)]
+    by_class = [float(symbol_nats(model, x, of_class).sum()) for of_class in classes]
     assert len({round(nats, 6) for nats in by_class}) == 3
     with pytest.raises(ConfigError, match="label is missing: this model was trained with 3 classes"):
-        model(x, Cond())
+        model(x, replace(cond, label=None))
     for label in ([3], [-1], [0, 1]):
         with pytest.raises(ConfigError, match=rf"label = \[{label[0]}.* must have one class index in 0\.\.2"):
-            model(x, Cond(label=torch.tensor(label)))
+            model(x, replace(cond, label=torch.tensor(label)))
     with pytest.raises(ConfigError, match="label is missing"):
-        model.begin(Cond(), 1)
+        model.begin(replace(cond, label=None), 1)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from rasterformer.autoregressive.noise import image_generators
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.interfaces import SampleOptions
+from rasterformer.interfaces import Known, SampleOptions
 
 
 @torch.no_grad()
@@ -25,19 +24,24 @@ def test_the_image_is_the_one_that_single_steps_draw(case, window: int, options:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("known", [1, 5, None])
-def test_a_prefix_is_kept_and_gone_on_from(case, known: int | None) -> None:
+@pytest.mark.parametrize("known", ["first", "first five", "all", "every third"])
+def test_known_positions_are_kept_and_gone_on_from(case, known: str) -> None:
     _, model = case.build(noise=0.1)
     length = model.x_shape[0]
     whole = torch.randint(256, (1, *model.x_shape), generator=torch.Generator().manual_seed(2))
-    prefix, told = whole[:, :known], []
-    expected = draw(model, case.cond(1), 1, options=SampleOptions(), rng=image_generators(3, 1), prefix=prefix)
+    each, told = torch.arange(length), []
+    where = {"first": each < 1, "first five": each < 5, "all": each >= 0, "every third": each % 3 == 0}[known]
+    given = Known(whole, where[None])
+    expected = draw(model, case.cond(1), 1, options=SampleOptions(), rng=image_generators(3, 1), known=given)
     found = draw_in_parallel(
-        model, case.cond(1), options=SampleOptions(), rng=image_generators(3, 1), prefix=prefix,
+        model, case.cond(1), options=SampleOptions(), rng=image_generators(3, 1), known=given,
         on_step=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert torch.equal(found.x, expected)
-    assert found.positions == length - prefix.shape[1]
+    assert torch.equal(found.x[:, where], whole[:, where])
+    assert (
+        found.positions == {"first": length - 1, "first five": length - 5, "all": 0, "every third": length - 1}[known]
+    )
     assert not told or (told[-1] == (length, length) and told == sorted(told))
 
 
@@ -74,17 +78,18 @@ def test_steps_taken_back_leave_no_trace(case) -> None:
     assert float((torch.cat(parts, 1) - expected).abs().max()) <= 1e-12 * scale
 
 
-def test_a_wrong_window_prefix_and_number_of_generators_are_refused(case) -> None:
+def test_a_wrong_window_known_and_number_of_generators_are_refused(case) -> None:
     _, model = case.build()
 
-    def call(window: int = 8, images: int = 1, prefix: Tensor | None = None) -> None:
+    def call(window: int = 8, images: int = 1, known: Known | None = None) -> None:
         draw_in_parallel(
-            model, case.cond(1), options=SampleOptions(), rng=image_generators(0, images), window=window, prefix=prefix
+            model, case.cond(1), options=SampleOptions(), rng=image_generators(0, images), window=window, known=known
         )
 
     with pytest.raises(ConfigError, match="window = 1 must be at least 2"):
         call(window=1)
     with pytest.raises(ShapeError, match="rng has 2 generators for batch_size = 1"):
         call(images=2)
-    with pytest.raises(ShapeError, match=r"prefix is \[2, 1, "):
-        call(prefix=torch.zeros(2, 1, model.x_shape[1], dtype=torch.int64))
+    length, symbols = model.x_shape
+    with pytest.raises(ShapeError, match=rf"known has x \[2, {length}, {symbols}\]"):
+        call(known=Known(torch.zeros(2, length, symbols, dtype=torch.int64), torch.ones(2, length, dtype=torch.bool)))

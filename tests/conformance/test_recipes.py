@@ -36,6 +36,7 @@ PAPER_COUNTS = {
     "cifar10-class": 25.73,
     "imagenet64": 32.03,
     "cifar10-dmol": 11.06 - 1.57,
+    "celeba-2d": 70.22,
 }
 
 

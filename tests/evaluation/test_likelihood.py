@@ -32,6 +32,7 @@ def image_set(images: Tensor, labels: Tensor | None = None, *, lossless: bool | 
         skipped=(),
         num_images=len(images),
         pixels=images,
+        names=tuple(f"{k}.png" for k in range(len(images))),
     )
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rasterformer.errors import ConfigError
 from rasterformer.evaluation.order_picture import draw_order, layer_dependence, model_dependence, query_blocks
+from rasterformer.interfaces import Cond
 from rasterformer.nn.attention import Attention
 from rasterformer.recipe_file import load_recipe
 from rasterformer.system import System
@@ -52,7 +53,7 @@ def test_query_blocks_of_2d_attention_are_found_from_what_pixels_see() -> None:
 def test_network_depends_on_earlier_pixels_only_and_on_the_one_just_before() -> None:
     system = make(("model.block_length", "4"), ("model.memory_length", "4"))
     pixel = 20
-    seen = model_dependence(system.model, system.codec.order, SIZE * SIZE, pixel)
+    seen = model_dependence(system.model, Cond(), system.codec.order, SIZE * SIZE, pixel)
     assert not seen[pixel:].any()
     assert seen[pixel - 1]
 

@@ -10,7 +10,13 @@ from rasterformer.codecs.pixels import block_raster_order
 from rasterformer.nn import block_kernel
 from rasterformer.nn.attention import Attention, AttentionStep
 from rasterformer.nn.block_kernel import attend_in_blocks
-from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
+from rasterformer.nn.pattern import (
+    AttentionPattern,
+    full_pattern,
+    local_1d_pattern,
+    local_2d_pattern,
+    surrounding_2d_pattern,
+)
 from rasterformer.nn.positions import rotary_angles
 
 WIDTH = 6
@@ -29,6 +35,13 @@ PATTERNS = {
     "2d, memory of the last block only": local_2d_pattern(block_raster_order((4, 6), (1, 2)), (4, 6), (1, 2), (0, 2)),
     "2d, one block": local_2d_pattern(block_raster_order((3, 4), (3, 4)), (3, 4), (3, 4), (2, 2)),
     "2d, flange wider than the grid": local_2d_pattern(block_raster_order((6, 4), (2, 2)), (6, 4), (2, 2), (9, 9)),
+}
+TO_ALL_SIDES = {
+    "all": full_pattern(7, is_causal=False),
+    "frame": surrounding_2d_pattern(block_raster_order((4, 6), (2, 3)), (4, 6), (2, 3), (1, 2)),
+    "no frame": surrounding_2d_pattern(block_raster_order((4, 4), (2, 2)), (4, 4), (2, 2), (0, 0)),
+    "frame wider than the grid": surrounding_2d_pattern(block_raster_order((4, 4), (2, 2)), (4, 4), (2, 2), (9, 9)),
+    "one block": surrounding_2d_pattern(block_raster_order((3, 4), (3, 4)), (3, 4), (3, 4), (2, 2)),
 }
 KINDS = {
     "plain": {},
@@ -65,9 +78,8 @@ def random_h(pattern: AttentionPattern, batch: int = 2) -> Tensor:
 def visible_keys(pattern: AttentionPattern, query: int) -> list[int]:
     """Memory of the query's block and the block so far; test_pattern.py holds this against the paper's rule."""
     first = query // pattern.block_size * pattern.block_size
-    return [key for key in pattern.memory[query // pattern.block_size].tolist() if key >= 0] + list(
-        range(first, query + 1)
-    )
+    end = query + 1 if pattern.is_causal else min(first + pattern.block_size, pattern.seq_len)
+    return [key for key in pattern.memory[query // pattern.block_size].tolist() if key >= 0] + list(range(first, end))
 
 
 def head_vector(h: Tensor, weight: Tensor, head: int) -> Tensor:
@@ -119,6 +131,39 @@ def reference(attention: Attention, h: Tensor) -> Tensor:
 def test_forward_equals_a_loop_over_queries_heads_and_keys(name: str, kind: str) -> None:
     attention, h = make(PATTERNS[name], **KINDS[kind]), random_h(PATTERNS[name], batch=1)
     torch.testing.assert_close(attention(h)[0], reference(attention, h[0]), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["plain", "all"])
+@pytest.mark.parametrize("name", TO_ALL_SIDES)
+def test_an_encoders_attention_equals_a_loop_over_queries_heads_and_keys(name: str, kind: str) -> None:
+    attention, h = make(TO_ALL_SIDES[name], **KINDS[kind]), random_h(TO_ALL_SIDES[name], batch=1)
+    torch.testing.assert_close(attention(h)[0], reference(attention, h[0]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TO_ALL_SIDES)
+def test_gradients_of_an_encoders_attention_equal_those_of_masked_softmax_over_all_keys(name: str) -> None:
+    """The mask is made from the pattern's sets of keys; autograd of plain products, with heads that share keys."""
+    pattern = TO_ALL_SIDES[name]
+    attention, h = make(pattern, num_kv_heads=2), random_h(pattern)
+    mask = torch.zeros(pattern.seq_len, pattern.seq_len, dtype=torch.bool)
+    for query in range(pattern.seq_len):
+        mask[query, visible_keys(pattern, query)] = True
+    of_query, of_key, of_value = attention.project.weight.split([16, 8, 8])
+    found = []
+    for plain in (False, True):
+        source = h.clone().requires_grad_()
+        if plain:
+            q, k, v = ((source @ w.T).unflatten(-1, (-1, 4)).transpose(1, 2) for w in (of_query, of_key, of_value))
+            k, v = (t[:, [0, 0, 1, 1]] for t in (k, v))
+            weights = (q @ k.mT / 2).masked_fill(~mask, -math.inf).softmax(-1)
+            out = (weights @ v).transpose(1, 2).flatten(2) @ attention.out.weight.T
+        else:
+            out = attention(source)
+        wanted = [source, attention.project.weight, attention.out.weight]
+        found.append(torch.autograd.grad(out.square().sum(), wanted))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

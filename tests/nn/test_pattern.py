@@ -5,7 +5,13 @@ import torch
 
 from rasterformer.codecs.pixels import block_raster_order
 from rasterformer.errors import ConfigError
-from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
+from rasterformer.nn.pattern import (
+    AttentionPattern,
+    full_pattern,
+    local_1d_pattern,
+    local_2d_pattern,
+    surrounding_2d_pattern,
+)
 
 
 def seen_sets(pattern: AttentionPattern) -> list[set[int]]:
@@ -68,6 +74,32 @@ def test_2d_query_sees_its_block_so_far_and_the_bands_above_and_to_the_left(
     assert all(max(seen) == position for position, seen in enumerate(rule)), "memory lies before its block"
 
 
+@pytest.mark.parametrize(("grid", "block", "flange"), GRIDS)
+def test_surrounding_2d_query_sees_its_block_and_the_frame_around_it(
+    grid: tuple[int, int], block: tuple[int, int], flange: tuple[int, int]
+) -> None:
+    (_, cols), (block_rows, block_cols), (above, aside) = grid, block, flange
+    order = block_raster_order(grid, block)
+    cells = order.tolist()
+    rule = []
+    for cell in cells:
+        row, col = divmod(cell, cols)
+        top, left = row // block_rows * block_rows, col // block_cols * block_cols
+        seen = set()
+        for position, other in enumerate(cells):
+            r, c = divmod(other, cols)
+            if top - above <= r < top + block_rows + above and left - aside <= c < left + block_cols + aside:
+                seen.add(position)
+        rule.append(seen)
+    pattern = surrounding_2d_pattern(order, grid, block, flange)
+    assert seen_sets(pattern) == rule
+    assert not pattern.is_causal
+
+
+def test_a_full_pattern_that_is_not_causal_sees_everything() -> None:
+    assert seen_sets(full_pattern(5, is_causal=False)) == [set(range(5))] * 5
+
+
 def test_2d_memory_has_the_papers_size() -> None:
     grid, block, flange = (8, 8), (2, 2), (2, 3)
     pattern = local_2d_pattern(block_raster_order(grid, block), grid, block, flange)
@@ -119,10 +151,12 @@ def test_1d_sizes_out_of_range_are_refused(block: int, memory: int) -> None:
 
 @pytest.mark.parametrize(("block", "received"), [((4, 3), "4x3"), ((2, 4), "2x4"), ((0, 3), "0x3")])
 def test_2d_blocks_that_do_not_tile_the_grid_are_refused(block: tuple[int, int], received: str) -> None:
-    with pytest.raises(ConfigError, match=f"query_block = {received} cells does not tile the grid of 6x6"):
-        local_2d_pattern(torch.arange(36), (6, 6), block, (1, 1))
+    for make in (local_2d_pattern, surrounding_2d_pattern):
+        with pytest.raises(ConfigError, match=f"query_block = {received} cells does not tile the grid of 6x6"):
+            make(torch.arange(36), (6, 6), block, (1, 1))
 
 
 def test_a_negative_flange_is_refused() -> None:
-    with pytest.raises(ConfigError, match="flange = -1x2 cells must not be negative"):
-        local_2d_pattern(torch.arange(36), (6, 6), (2, 3), (-1, 2))
+    for make in (local_2d_pattern, surrounding_2d_pattern):
+        with pytest.raises(ConfigError, match="flange = -1x2 cells must not be negative"):
+            make(torch.arange(36), (6, 6), (2, 3), (-1, 2))

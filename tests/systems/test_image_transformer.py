@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rasterformer.codecs import PixelCodec
+from rasterformer.codecs.pixels import block_raster_order
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Cond
 from rasterformer.nn.positions import sinusoidal_positions
@@ -157,20 +158,27 @@ def test_the_loss_in_chunks_has_the_same_value_and_gradients(name: str, size: in
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
 
 
-def test_neighbours_are_west_north_and_north_west_with_the_nearest_known_standing_in() -> None:
-    for stride in (1, 3):
-        rows, cols = 3, 2 * stride
-        table = neighbour_positions((rows, cols), stride).tolist()
-        for cell, (west, north, corner) in enumerate(table):
-            row, col = divmod(cell, cols)
-            has_west, has_north = col >= stride, row > 0
-            if has_west and has_north:
-                assert (west, north, corner) == (cell - stride, cell - cols, cell - cols - stride)
-            elif has_north:
-                assert (west, north, corner) == (cell - cols,) * 3
-            elif has_west:
-                assert (west, north, corner) == (cell - stride,) * 3
-            assert max(west, north, corner) < max(cell, 1) or cell < stride
+@pytest.mark.parametrize("block", [(3, 1), (3, 2), (1, 3), (3, 6), (1, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 3])
+def test_neighbours_are_west_north_and_north_west_with_the_nearest_known_standing_in(
+    stride: int, block: tuple[int, int]
+) -> None:
+    """Blocks of the grid of 3 rows and 6 columns; with stride 3 some of them cut through pixels."""
+    rows, cols = 3, 6
+    order = block_raster_order((rows, cols), block)
+    cells = order.tolist()
+    for position, neighbours in enumerate(neighbour_positions((rows, cols), order, stride).tolist()):
+        row, col = divmod(cells[position], cols)
+        west, north, corner = (row, col - stride), (row - 1, col), (row - 1, col - stride)
+        if row == 0 and col < stride:
+            assert neighbours == [0, 0, 0]  # of the first pixel
+            continue
+        if col < stride:
+            expected = [north] * 3
+        else:
+            expected = [west] * 3 if row == 0 else [west, north, corner]
+        assert [divmod(cells[neighbour], cols) for neighbour in neighbours] == expected
+        assert max(neighbours) < position
 
 
 def test_median_edge_is_the_median_of_west_north_and_their_plane() -> None:
@@ -239,9 +247,14 @@ def test_a_neighbourhood_without_an_earlier_cell_is_a_problem() -> None:
         ({"dropout_prob": 1.0}, "model.dropout_prob = 1.0 must lie in 0..1"),
         ({"loss_chunk": 0}, "model.loss_chunk = 0 must be at least 1"),
         ({"input": "linear"}, "model.input = 'linear' maps whole pixels"),
-        ({**BLOCKS, "input": "neighbourhood"}, "model.input = 'neighbourhood' needs raster order"),
-        ({**BLOCKS, "mlp_kernel": (2, 3)}, "model.mlp_kernel = (2, 3) needs raster order"),
-        ({**BLOCKS, "output": "residual"}, "model.output = 'residual' needs raster order"),
+        ({"encoder_depth": -1}, "model.encoder_depth = -1 must not be negative, or be null"),
+        ({"encoder_block": (0, 8)}, "model.encoder_block = (0, 8) must be positive"),
+        ({"encoder_flange": (4, -1)}, "model.encoder_flange = (4, -1) not negative"),
+        ({"encoder_kernel": (3, 2)}, "model.encoder_kernel = (3, 2) must be two odd numbers"),
+        (
+            {"source_attention_layers": (8, -1)},
+            "model.source_attention_layers has [8, -1], but layers are counted 0..7",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_says_why(fields: dict, message: str) -> None:

@@ -38,6 +38,7 @@ def image_set(num_images: int = 12, *, seed: int = 0, labels: Tensor | None = No
         skipped=(),
         num_images=num_images,
         pixels=images,
+        names=tuple(f"{k}.png" for k in range(num_images)),
     )
 
 

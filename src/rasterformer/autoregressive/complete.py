@@ -57,8 +57,7 @@ def known_prefix(codec: PixelCodec, known: Tensor) -> int:
     _, height, width = codec.image_shape
     if known.shape != (height, width) or known.dtype != torch.bool:
         raise ShapeError(f"known is {known.dtype} {list(known.shape)}; it must be torch.bool [{height}, {width}].")
-    cells = known[..., None].expand(-1, -1, 3).reshape(-1, codec.symbols_per_position)[:, 0]
-    in_order = cells[codec.order]
+    in_order = codec.positions_of(known[None])[0]
     count = int(in_order.sum())
     if not bool(in_order[:count].all()):
         hole = int(codec.order[int((~in_order).nonzero()[0])])

@@ -97,7 +97,9 @@ def _mebibytes(count: int) -> str:
 def available_bytes(device: torch.device) -> int:
     """Free memory of the device; of the processor, what the machine and the control group of this process leave."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free, but held by the allocator
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # free, but held by the allocator
         return torch.cuda.mem_get_info(device)[0] + kept
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").exists() else []
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]

@@ -19,7 +19,7 @@ from torch import Tensor
 from rasterformer.autoregressive.noise import NoiseStream
 from rasterformer.autoregressive.sample import begin, start
 from rasterformer.errors import ConfigError
-from rasterformer.interfaces import Autoregressive, Cond, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def draw_in_parallel(
     *,
     options: SampleOptions,
     rng: Sequence[torch.Generator],
-    prefix: Tensor | None = None,
+    known: Known | None = None,
     window: int = 16,
     on_step: OnStep | None = None,
 ) -> ParallelSample:
@@ -58,23 +58,30 @@ def draw_in_parallel(
         cond: of one image.
         options: temperature and truncation.
         rng: one generator, on the CPU.
-        prefix: int64 [1, p, E], the first positions. None: p = 0.
+        known: values that stay, of one image.
         window: most positions decided in one pass, at least 2. A pass costs more with more of them.
         on_step: told (positions done, L) after each pass.
 
     Raises:
-        ShapeError: not one generator, or a prefix of another shape.
+        ShapeError: not one generator, or `known` of another shape or dtype.
         ConfigError: a window below 2, options that describe no distribution, or a condition that the model does not know.
     """
     if window < 2:
         raise ConfigError(f"window = {window} must be at least 2.")
-    x, known = start(model, 1, options=options, rng=rng, prefix=prefix)
+    x, given, first = start(model, cond, 1, options=options, rng=rng, known=known)
     length = x.shape[1]
-    params, state = begin(model, cond, x[:, :known])
+    params, state = begin(model, cond, x[:, :first])
     noise = NoiseStream(rng, model.distribution.noise_per_position, length, params.device)
-    passes, done = 0, known  # positions before `done` are right; x[:, done:] is a guess
+    passes, done = 0, first  # positions before `done` are right; x[:, done:] is a guess
+    fixed = x.clone()
+
+    def decide(params: Tensor, position: int, count: int) -> Tensor:
+        decided = model.distribution.sample(params, noise.at(position, count), options=options)  # [1, count, E]
+        here = slice(position, position + count)
+        return decided if given is None else torch.where(given[:, here, None], fixed[:, here], decided)
+
     if done < length:
-        x[:, done] = model.distribution.sample(params[:, -1], noise.at(done)[:, 0], options=options)
+        x[:, done] = decide(params[:, -1:], done, 1)[:, 0]
         done, passes = done + 1, 1
         if on_step is not None:
             on_step(done, length)
@@ -83,13 +90,16 @@ def draw_in_parallel(
         count = min(window, model.lookahead(state), length - done)
         guess = x[:, done : done + count].clone()
         params, state = model.step(x[:, done - 1 : done - 1 + count], state)
-        decided = model.distribution.sample(params, noise.at(done, count), options=options)  # [1, count, E]
+        decided = decide(params, done, count)
         same = (decided == guess)[0].all(-1)
         right = min(count, 1 + int(same.long().cumprod(0).sum()))
         x[:, done : done + count] = decided
-        x[:, done + count : done + count + window] = decided[:, -1:]
+        ahead = slice(done + count, done + count + window)
+        x[:, ahead] = decided[:, -1:]
+        if given is not None:
+            x[:, ahead] = torch.where(given[:, ahead, None], fixed[:, ahead], x[:, ahead])
         done, passes = done + right, passes + 1
         state = model.rewind(state, done - 1)
         if on_step is not None:
             on_step(done, length)
-    return ParallelSample(x, passes, length - known)
+    return ParallelSample(x, passes, length - first)

@@ -10,7 +10,7 @@ PARAMS_AT_A_TIME = 1 << 26  # 256 MiB of float32
 
 @torch.inference_mode()
 def symbol_nats(model: Autoregressive, x: Tensor, cond: Cond) -> Tensor:
-    """Negative log-probability of every symbol given all before it.
+    """Negative log-probability of every symbol given all before it; 0 for those that the condition gives.
 
     The model's outputs, P numbers for each position, are never held for more images than fit in 256 MiB, but for at least one.
 
@@ -26,5 +26,8 @@ def symbol_nats(model: Autoregressive, x: Tensor, cond: Cond) -> Tensor:
     parts = []
     for first in range(0, max(1, len(x)), size):
         rows = slice(first, first + size)
-        parts.append(-model.distribution.symbol_log_prob(model(x[rows], cond.rows(rows)), x[rows]))
+        part = cond.rows(rows)
+        nats = -model.distribution.symbol_log_prob(model(x[rows], part), x[rows])
+        known = model.known(part)
+        parts.append(nats if known is None else nats.masked_fill(known.where[..., None], 0))
     return torch.cat(parts)

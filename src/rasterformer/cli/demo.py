@@ -26,10 +26,10 @@ def demo(*, out: Path = Path("demo"), minutes: float = 2.0, recipe: str = "demo"
     import torch
 
     from rasterformer.cli.progress import step_progress
-    from rasterformer.data import open_images
     from rasterformer.data.png import image_grid
     from rasterformer.evaluation import report
     from rasterformer.evaluation.likelihood import evaluate_likelihood
+    from rasterformer.recipe_images import open_recipe_images
     from rasterformer.system import load
     from rasterformer.training.log import duration, read_metrics
     from rasterformer.training.run import train_recipe
@@ -47,11 +47,7 @@ def demo(*, out: Path = Path("demo"), minutes: float = 2.0, recipe: str = "demo"
         return 130
 
     system = load(run)
-    settings = filled.data
-    held_out, training = (
-        open_images(str(settings.path), image_size=settings.image_size, fit=settings.fit, split=part)
-        for part in ("test", "train")
-    )
+    held_out, training = (open_recipe_images(filled, part) for part in ("test", "train"))
     with step_progress("scoring held-out images") as on_progress:
         figures = evaluate_likelihood(
             system, held_out, model="this model", dtype="float32", training_set=training, on_progress=on_progress

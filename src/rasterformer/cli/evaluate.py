@@ -1,10 +1,14 @@
-"""`rasterformer evaluate`: bits/dim of held-out images, with all that must be known to compare it."""
+"""`rasterformer evaluate`: bits/dim of held-out images, with all that must be known to compare it; for tasks, samples too."""
 
 from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from rasterformer.errors import ConfigError
 
 
 def evaluate(
@@ -15,11 +19,19 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 16,
     json: Path | None = None,
+    task: str | None = None,
+    images: int = 64,
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 4,
+    temperature: float = 1.0,
+    seed: int = 0,
+    frechet: bool = True,
+    html: Path | None = None,
 ) -> None:
     """Measure a model on held-out images: bits/dim with an interval.
 
     The likelihood is computed in float32. PNG and WebP sizes of the same images stand beside it, and images that are
-    also in the training split are counted.
+    also in the training split are counted. With --task, samples are drawn from the sources of the first images as well, and
+    judged beside simpler means (extra `eval`).
 
     Args:
         model: run, model folder or checkpoint.
@@ -28,41 +40,73 @@ def evaluate(
         limit: only the first so many images.
         batch_size: images scored at a time.
         json: write the report into this file.
+        task: the model's task, such as super_resolution: judge samples too.
+        images: with --task: sources to draw from.
+        n: with --task: samples of each source.
+        temperature: with --task: below 1 draws more probable images.
+        seed: with --task: another seed, other samples.
+        frechet: with --task: also a Fréchet distance on features of a network (FD-EffLite0).
+        html: with --task: write a page with figures and pictures into this file.
     """
     from rich.console import Console
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
-    from rasterformer.data import open_images
+    from rasterformer.evaluation.judge import judge_samples
     from rasterformer.evaluation.likelihood import evaluate_likelihood
+    from rasterformer.evaluation.report import write_page
+    from rasterformer.recipe_images import open_recipe_images
+    from rasterformer.tasks import task_name
 
     system = load(model)
-    settings = system.recipe.data
-    path = data if data is not None else str(settings.path)
-
-    def images(part: Literal["test", "train", "all"]):  # type: ignore[no-untyped-def]
-        return open_images(
-            path,
-            image_size=settings.image_size,
-            fit=settings.fit,
-            split=part,
-            holdout_fraction=settings.holdout_fraction,
-        )
-
+    recipe = system.recipe
+    trained = None if recipe.task is None else task_name(recipe.task)
+    if task is not None and task != trained:
+        raise ConfigError(f"--task {task}: {model} was trained for {trained or 'images alone'}. Leave --task out.")
+    if task is None and html is not None:
+        raise ConfigError("--html shows samples of a task: give --task too.")
+    if images < 2 or n < 1:
+        raise ConfigError(f"--images {images} must be at least 2 and -n {n} at least 1.")
+    held_out = open_recipe_images(recipe, split, path=data)
+    training = open_recipe_images(recipe, "train", path=data) if split == "test" else None
     with step_progress("scoring") as on_progress:
         report = evaluate_likelihood(
             system,
-            images(split),
+            held_out,
             model=str(model),
             dtype="float32",
-            use_labels=settings.use_labels,
-            training_set=images("train") if split == "test" else None,
+            use_labels=recipe.data.use_labels,
+            task=trained,
+            with_source=lambda batch, first: system.with_source(batch, first=first, purpose="held-out source", seed=0),
+            training_set=training,
             limit=limit,
             batch_size=batch_size,
             on_progress=on_progress,
         )
     Console().print(report.table())
+    content: dict[str, Any] = report.to_dict()
+    if task is not None:
+        if training is None:
+            training = open_recipe_images(recipe, "train", path=data)
+        with step_progress("drawing") as on_step:
+            judged = judge_samples(
+                system,
+                held_out,
+                training,
+                report,
+                num_images=images,
+                n=n,
+                temperature=temperature,
+                seed=seed,
+                with_frechet=frechet,
+                on_step=on_step,
+            )
+        Console().print(judged.table())
+        content["samples"] = judged.to_dict()
+        if html is not None:
+            write_page(html, f"{model}: {trained}", judged.html_sections(), summary=f"on {held_out.name}, {split}")
+            print(f"{html} written")
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        json.write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{json} written")

@@ -84,6 +84,11 @@ class PixelCodec(Codec):
             raise ShapeError(f"x is {list(x.shape)}; this codec takes [B, {self.x_shape[0]}, {self.x_shape[1]}].")
         return self.image_of(x.to(torch.uint8))
 
+    def positions_of(self, mask: Tensor) -> Tensor:
+        """A property of pixels, [B, H, W], as one of positions, [B, L]."""
+        cells = mask[..., None].expand(*mask.shape, 3).reshape(len(mask), -1, self.symbols_per_position)[..., 0]
+        return cells[:, self.order.to(mask.device)]
+
     def image_of(self, values: Tensor) -> Tensor:
         """Lays any per-symbol values [B, L, E] out as [B, 3, H, W]: for masks, likelihood maps and the like."""
         _, height, width = self.image_shape

@@ -94,6 +94,16 @@ def decode_image(content: bytes) -> Decoded:
         raise DataError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
+def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Returns a decoded image in mode RGB by the rules of `decode_image`, and what had to be changed, one phrase each.
+
+    Raises:
+        DataError: samples without a stated white.
+    """
+    repairs: list[str] = []
+    return _rgb(image, repairs), tuple(repairs)
+
+
 def _check_size(width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE:
         raise DataError(f"{width}x{height} pixels, a side may have at most {MAX_SIDE}")

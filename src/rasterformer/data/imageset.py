@@ -31,6 +31,8 @@ class ImageSet:
         lossless: whether the stored images are. None: mixed or not known.
         skipped: (name, reason) of every image or annotation that could not be used.
         pixels: uint8 [N, 3, S, S], or a function that decodes image k to uint8 [3, S, S].
+        names: of the images, one each.
+        sources: the partner of each image, for paired tasks. None: no second folder.
     """
 
     name: str
@@ -46,6 +48,8 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...]
     num_images: int
     pixels: Tensor | Callable[[int], Tensor]
+    names: tuple[str, ...]
+    sources: ImageSet | None = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -55,8 +59,8 @@ class ImageSet:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all images are held decoded; otherwise each is decoded when it is asked for."""
-        return isinstance(self.pixels, Tensor)
+        """Whether all images, and their partners, are held decoded; otherwise each is decoded when it is asked for."""
+        return isinstance(self.pixels, Tensor) and (self.sources is None or self.sources.in_memory)
 
     def images(self, index: Tensor | slice) -> Tensor:
         """Returns some of the images.
@@ -81,7 +85,7 @@ class ImageSet:
         return torch.stack([self.pixels(k) for k in numbers])
 
     def batch(self, index: Tensor, *, use_labels: bool) -> Batch:
-        """Returns some of the images with their condition.
+        """Returns some of the images with their condition: their partners, where there are any, and their classes.
 
         Args:
             index: int64 [n].
@@ -93,8 +97,9 @@ class ImageSet:
         """
         if use_labels:
             self.require_labels()
-        images = self.images(index)
-        return Batch(images, Cond(label=self.labels[index] if use_labels and self.labels is not None else None))
+        label = self.labels[index] if use_labels and self.labels is not None else None
+        source = None if self.sources is None else self.sources.images(index)
+        return Batch(self.images(index), Cond(label=label, source=source))
 
     def require_labels(self) -> None:
         """Does nothing where the images have classes.

@@ -12,15 +12,17 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from rasterformer.data.fit import Fit, Method, fit_square
+from rasterformer.data.fit import Fit, Method, Reduction, fit_square
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.locate import find_source
 from rasterformer.data.prepare import OnProgress, map_in_order
 from rasterformer.data.source import Item, Source
 from rasterformer.errors import ConfigError, DataError, did_you_mean
 
+FitImage = Callable[[Image.Image], tuple[npt.NDArray[np.uint8], Method]]
 Split = Literal["train", "test", "all"]
 
 
@@ -29,6 +31,8 @@ def open_images(
     *,
     image_size: int,
     fit: Fit = "crop",
+    trim: tuple[int, int] = (0, 0),
+    reduction: Reduction = "auto",
     split: Split = "all",
     holdout_fraction: float = 0.1,
     max_memory_bytes: int = 2 << 30,
@@ -42,7 +46,7 @@ def open_images(
         path: a folder of images, class folders, an `.npz`, a contact sheet, CIFAR-10's batches, or the name of an
             embedded set (`toonheads`, `emoji`).
         image_size: side of the result, pixels.
-        fit: `crop` takes the largest centred square; `stretch` reduces both sides separately.
+        fit, trim, reduction: as in `fit_square`.
         split: which part. `all` takes every image.
         holdout_fraction: share of `test` where the set has no split of its own, 0..1 exclusive. An image's name decides
             where it goes, so that new images move no old one.
@@ -63,7 +67,8 @@ def open_images(
             + ". Allowed are PNG, JPEG, WebP, TIFF, BMP and GIF, in folders as deep as you like. Give another folder."
         )
     items, origin = _choose(source, split, holdout_fraction, path)
-    prepared = _prepare(items, image_size, fit, max_memory_bytes, on_progress)
+    fit_image = partial(fit_square, size=image_size, fit=fit, trim=trim, reduction=reduction)
+    prepared = _prepare(items, image_size, trim, fit_image, max_memory_bytes, on_progress)
     if not prepared.kept:
         raise _nothing_left(path, prepared, image_size)
     kept = [items[k] for k in prepared.kept]
@@ -73,7 +78,7 @@ def open_images(
         name=source.name,
         split=split,
         split_origin=origin,
-        preprocessing=_preprocessing(prepared.methods, prepared.cropped, image_size, fit),
+        preprocessing=_preprocessing(prepared.methods, prepared.cropped, image_size, fit, trim),
         image_size=image_size,
         class_names=source.class_names,
         labels=torch.tensor([item.label for item in kept]) if source.class_names else None,
@@ -82,7 +87,10 @@ def open_images(
         lossless=known.pop() if len(known) == 1 else None,
         skipped=source.skipped + tuple(prepared.skipped),
         num_images=len(kept),
-        pixels=torch.from_numpy(prepared.pixels) if prepared.pixels is not None else _decoder(kept, image_size, fit),
+        pixels=torch.from_numpy(prepared.pixels)
+        if prepared.pixels is not None
+        else _decoder(kept, image_size, trim, fit_image),
+        names=tuple(item.name for item in kept),
     )
 
 
@@ -148,7 +156,12 @@ class _Prepared:
 
 
 def _prepare(
-    items: Sequence[Item], size: int, fit: Fit, max_memory_bytes: int, on_progress: OnProgress | None
+    items: Sequence[Item],
+    size: int,
+    trim: tuple[int, int],
+    fit_image: FitImage,
+    max_memory_bytes: int,
+    on_progress: OnProgress | None,
 ) -> _Prepared:
     pixels = None
     if len(items) * 3 * size * size <= max_memory_bytes:
@@ -158,7 +171,7 @@ def _prepare(
     small: list[tuple[int, int]] = []
     methods: Counter[Method] = Counter()
     cropped = False
-    results = map_in_order(partial(_load, size=size, fit=fit), items, on_progress=on_progress)
+    results = map_in_order(partial(_load, size=size, trim=trim, fit_image=fit_image), items, on_progress=on_progress)
     for k, result in enumerate(results):
         if isinstance(result, _Failed):
             skipped.append((items[k].name, result.reason))
@@ -173,20 +186,22 @@ def _prepare(
     return _Prepared(None if pixels is None else pixels[: len(kept)], kept, skipped, small, methods, cropped)
 
 
-def _load(item: Item, *, size: int, fit: Fit) -> _Ready | _Failed:
+def _load(item: Item, *, size: int, trim: tuple[int, int], fit_image: FitImage) -> _Ready | _Failed:
     try:
         image = item.load().image
     except DataError as error:
         return _Failed(str(error), None)
-    if min(image.size) < size:
-        return _Failed(f"{image.width}x{image.height} pixels, smaller than {size}x{size}", image.size)
-    pixels, method = fit_square(image, size, fit=fit)
-    return _Ready(pixels, method, image.width == image.height)
+    width, height = image.width - 2 * trim[1], image.height - 2 * trim[0]
+    if min(width, height) < size:
+        cut = "" if trim == (0, 0) else " when trimmed"
+        return _Failed(f"{width}x{height} pixels{cut}, smaller than {size}x{size}", (width, height))
+    pixels, method = fit_image(image)
+    return _Ready(pixels, method, width == height)
 
 
-def _decoder(items: Sequence[Item], size: int, fit: Fit) -> Callable[[int], Tensor]:
+def _decoder(items: Sequence[Item], size: int, trim: tuple[int, int], fit_image: FitImage) -> Callable[[int], Tensor]:
     def decode(k: int) -> Tensor:
-        result = _load(items[k], size=size, fit=fit)
+        result = _load(items[k], size=size, trim=trim, fit_image=fit_image)
         if isinstance(result, _Failed):
             raise DataError(
                 f"{items[k].name!r} was readable when the set was opened and is so no longer: {result.reason}. "
@@ -219,8 +234,16 @@ def _named(skipped: tuple[str, str]) -> str:
     return f"{skipped[0]!r}: {skipped[1]}"
 
 
-def _preprocessing(methods: Counter[Method], cropped: bool, size: int, fit: Fit) -> str:
-    words: dict[Method, str] = {"none": "as stored", "box": "by box averaging", "lanczos": "by Lanczos"}
+def _preprocessing(methods: Counter[Method], cropped: bool, size: int, fit: Fit, trim: tuple[int, int]) -> str:
+    words: dict[Method, str] = {
+        "none": "as stored",
+        "box": "by box averaging",
+        "lanczos": "by Lanczos",
+        "area": "by area averaging, rounded down",
+    }
+    if trim != (0, 0):
+        rest = _preprocessing(methods, cropped, size, fit, (0, 0))
+        return f"{trim[0]} rows above and below and {trim[1]} columns on either side cut off, then {rest}"
     shape = "" if not cropped else "centre crop to a square, " if fit == "crop" else "both sides separately, "
     if set(methods) == {"none"}:
         return f"centre crop to {size}x{size}" if cropped else f"none (stored at {size}x{size})"

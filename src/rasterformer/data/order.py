@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -35,7 +36,7 @@ def training_batches(
         batch_size: B, at least 1.
         seed: decides the order and the flips.
         start_step: number of the first batch, at least 0.
-        flip_prob: probability of mirroring an image left to right.
+        flip_prob: probability of mirroring an image left to right, and its source with it.
         use_labels: put the classes into the condition.
 
     Raises:
@@ -54,8 +55,9 @@ def training_batches(
         index = sample_index(first, batch_size, num_images=len(image_set), seed=seed)
         batch = image_set.batch(index, use_labels=use_labels)
         flip = flips(first, batch_size, flip_prob=flip_prob, seed=seed)
-        images = torch.where(flip[:, None, None, None], batch.images.flip(-1), batch.images)
-        return Batch(images, batch.cond)
+        source = batch.cond.source
+        cond = batch.cond if source is None else replace(batch.cond, source=_mirrored(source, flip))
+        return Batch(_mirrored(batch.images, flip), cond)
 
     return _immediate(make, start_step) if image_set.in_memory else _ahead(make, start_step)
 
@@ -75,6 +77,10 @@ def flips(first: int, count: int, *, flip_prob: float, seed: int) -> Tensor:
     """Returns whether the samples first, first + 1, ... of a run are mirrored: bool [count]."""
     uniform = (_words(seed, _FLIP, first, count) >> np.uint64(11)) * 2.0**-53
     return torch.from_numpy(uniform < flip_prob)
+
+
+def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 @lru_cache(maxsize=2)

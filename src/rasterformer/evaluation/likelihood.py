@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,9 +19,10 @@ from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from rasterformer.evaluation.image_codecs import file_bits_per_dim
 from rasterformer.evaluation.overlap import num_identical
-from rasterformer.interfaces import Cond, OnStep
+from rasterformer.interfaces import Batch, Cond, OnStep
 
 NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+WithSource = Callable[[Batch, int], Batch]
 MEANINGS = {"exact": "exact likelihood", "upper": "upper bound on the negative log-likelihood"}
 
 
@@ -38,12 +39,13 @@ class LikelihoodReport:
 
     Args:
         bits_per_dim: total bits of all images / total dimensions.
-        interval: 95 % interval of `bits_per_dim` over images of this kind: mean -+ 1.96 standard errors (normal
-            approximation on the mean). None: there is one image only.
+        interval: 95 % interval of `bits_per_dim` over images of this kind: see `ratio_interval`. None: there is one image only.
         nats_per_image: mean.
         num_images: how many were scored, the first ones of the split.
         split_images: how many the split has.
         num_dims: dimensions (sub-pixels) of an image.
+        task: what the images are given their sources by: then the figure is that of p(image | source). None: no source.
+        unknown_share: of all dimensions, those that the figure is over: the others are known from the source.
         bound: whether the figure is exact or an upper bound.
         per_channel: bits/dim of R, G and B, each given what was generated before. None: the model gives no parts.
         dataset, split, split_origin, preprocessing, data_fingerprint: of the images.
@@ -61,6 +63,8 @@ class LikelihoodReport:
     num_images: int
     split_images: int
     num_dims: int
+    task: str | None
+    unknown_share: float
     bound: Literal["exact", "upper"]
     per_channel: tuple[float, ...] | None
     dataset: str
@@ -110,7 +114,8 @@ class LikelihoodReport:
         return table
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        yield "bits/dim", f"{self.bits_per_dim:.4f}  ({MEANINGS[self.bound]})"
+        given = "" if self.task is None else f" given the source, {self.task}"
+        yield "bits/dim", f"{self.bits_per_dim:.4f}  ({MEANINGS[self.bound]}{given})"
         if self.interval is None:
             yield "95 % interval", "none: one image only"
         else:
@@ -121,7 +126,8 @@ class LikelihoodReport:
             figures = zip(names, self.per_channel, strict=True)
             yield "per channel", "  ".join(f"{name} {figure:.4f}" for name, figure in figures)
         yield "nats/image", f"{self.nats_per_image:,.2f}"
-        yield "dimensions", f"{self.num_dims:,} an image"
+        part = "" if self.unknown_share == 1 else f", of which {100 * self.unknown_share:.1f} % are unknown and counted"
+        yield "dimensions", f"{self.num_dims:,} an image{part}"
         for name, figure in self.baselines.items():
             yield name, f"{figure:.4f} bits/dim"
         part = "" if self.num_images == self.split_images else f", the first of {self.split_images:,}"
@@ -134,12 +140,12 @@ class LikelihoodReport:
         yield "speed", f"{self.images_per_second:,.1f} images/s in {self.dtype}"
 
 
-def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+def bits_per_dim(nats: Tensor, num_dims: int | Tensor) -> Tensor:
     """Returns float64 [N], bits per dimension of each image.
 
     Args:
         nats: float [N], negative log-likelihood of each image.
-        num_dims: dimensions (sub-pixels) of an image.
+        num_dims: dimensions (sub-pixels) of an image, or of each, int64 [N].
 
     Raises:
         ShapeError: nats are not float [N].
@@ -147,9 +153,18 @@ def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
     """
     if nats.ndim != 1 or not nats.is_floating_point():
         raise ShapeError(f"nats have dtype {nats.dtype} and shape {list(nats.shape)}; float [N] is needed.")
-    if num_dims < 1:
-        raise ConfigError(f"num_dims = {num_dims} must be at least 1.")
+    smallest = int(num_dims.min()) if isinstance(num_dims, Tensor) else num_dims
+    if smallest < 1:
+        raise ConfigError(f"num_dims = {smallest} must be at least 1.")
     return nats.double() / (num_dims * math.log(2))
+
+
+def num_dims(batch: Batch) -> Tensor:
+    """Returns int64 [B], the dimensions of each image that are not known beforehand."""
+    all_dims = torch.full((len(batch.images),), math.prod(batch.images.shape[1:]))
+    if batch.cond.known is None:
+        return all_dims
+    return all_dims - batch.images.shape[1] * batch.cond.known.flatten(1).sum(1).cpu()
 
 
 def mean_interval(values: Tensor) -> tuple[float, float] | None:
@@ -164,11 +179,27 @@ def mean_interval(values: Tensor) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
+def ratio_interval(total: Tensor, dims: Tensor) -> tuple[float, float] | None:
+    """Returns a 95 % interval of sum(total) / sum(dims) over images of this kind: the ratio -+ 1.96 standard errors.
+
+    Source: Cochran 1977, Sampling Techniques, equation 6.13, whose residuals total - ratio * dims make it `mean_interval`
+    where all images have as many dimensions. None where there is one image.
+
+    Args:
+        total: float64 [N], bits of each image.
+        dims: [N], dimensions of each image.
+    """
+    ratio, mean = total.sum() / dims.sum(), dims.double().mean()
+    return mean_interval(ratio + (total - ratio * dims) / mean)
+
+
 def likelihood_report(
     nats: Tensor,
     image_set: ImageSet,
     *,
     num_dims: int,
+    dims: Tensor | None = None,
+    task: str | None = None,
     model: str,
     dtype: str,
     seconds: float,
@@ -183,6 +214,8 @@ def likelihood_report(
         nats: float [N], negative log-likelihood of each image, or an upper bound on it.
         image_set: whose first N images these are.
         num_dims: dimensions (sub-pixels) of an image.
+        dims: int64 [N], those of each image that are not known from its source. None: all.
+        task: what the sources were made by. None: the images have no sources.
         model: its name or folder.
         dtype: that the model computed in.
         seconds: that scoring took.
@@ -198,7 +231,8 @@ def likelihood_report(
         DataError: there are no images.
         CheckpointError: the nats of an image are not finite.
     """
-    figures = bits_per_dim(nats, num_dims)
+    counted = torch.full((len(nats),), num_dims) if dims is None else dims
+    figures = bits_per_dim(nats, counted) if len(nats) else nats
     if len(nats) == 0:
         raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
     if not bool(torch.isfinite(figures).all()):
@@ -212,15 +246,17 @@ def likelihood_report(
         shape = list(channel_nats.shape)
         if len(shape) != 2 or shape[0] != len(nats) or num_dims % shape[1]:
             raise ShapeError(f"channel_nats have shape {shape}; [{len(nats)}, C] with C dividing {num_dims} is needed.")
-        dims = num_dims // channel_nats.shape[1]
-        per_channel = tuple(bits_per_dim(part, dims).mean().item() for part in channel_nats.unbind(1))
+        of_channel = counted.sum().double() / channel_nats.shape[1]
+        per_channel = tuple((channel_nats.double().sum(0) / of_channel / math.log(2)).tolist())
     return LikelihoodReport(
-        bits_per_dim=figures.mean().item(),
-        interval=mean_interval(figures),
+        bits_per_dim=(nats.double().sum() / counted.sum() / math.log(2)).item(),
+        interval=ratio_interval(nats.double() / math.log(2), counted),
         nats_per_image=nats.double().mean().item(),
         num_images=len(nats),
         split_images=len(image_set),
         num_dims=num_dims,
+        task=task,
+        unknown_share=counted.double().mean().item() / num_dims,
         bound=bound,
         per_channel=per_channel,
         dataset=image_set.name,
@@ -245,6 +281,8 @@ def evaluate_likelihood(
     model: str,
     dtype: str,
     use_labels: bool = False,
+    task: str | None = None,
+    with_source: WithSource | None = None,
     bound: Literal["exact", "upper"] = "exact",
     training_set: ImageSet | None = None,
     with_baselines: bool = True,
@@ -260,6 +298,8 @@ def evaluate_likelihood(
         model: name or folder of the system, for the report.
         dtype: that the system computes in, for the report.
         use_labels: condition on the classes of the images.
+        task: what the images' sources are made by. None: they have none.
+        with_source: adds the sources to a batch whose first image has this number. None: nothing is added.
         bound: what the system's nats are.
         training_set: its images are compared with the scored ones. None: the overlap is not looked for.
         with_baselines: also measure PNG and WebP of the same images.
@@ -280,10 +320,13 @@ def evaluate_likelihood(
     if num_images == 0:
         raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
     parts: list[Tensor] = []  # float64 [B, C] each
+    dims: list[Tensor] = []  # int64 [B] each
     seconds = 0.0
     for first in range(0, num_images, batch_size):
         index = torch.arange(first, min(first + batch_size, num_images))
         batch = image_set.batch(index, use_labels=use_labels)
+        batch = batch if with_source is None else with_source(batch, first)
+        dims.append(num_dims(batch))
         start = time.perf_counter()
         nats = system.symbol_nats(batch.images, batch.cond)
         if nats.shape != batch.images.shape:
@@ -303,6 +346,8 @@ def evaluate_likelihood(
         channel_nats.sum(dim=1),
         image_set,
         num_dims=3 * image_set.image_size**2,
+        dims=torch.cat(dims),
+        task=task,
         model=model,
         dtype=dtype,
         seconds=seconds,

@@ -8,6 +8,7 @@ features (the paper's Figure 2), and once for the whole network, fed with a rand
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rasterformer.data.png import write_png
 from rasterformer.errors import ConfigError
-from rasterformer.interfaces import Autoregressive, Cond
+from rasterformer.interfaces import Autoregressive, Batch, Cond
 from rasterformer.nn.attention import Attention
 
 if TYPE_CHECKING:
@@ -46,13 +47,20 @@ def draw_order(system: System, path: Path, position: tuple[int, int] | None = No
     model = copy.deepcopy(system.model).double().cpu().eval()
     pixel_of = _pixel_of_position(system)
     rank = _first_position(pixel_of, size * size)
-    attention = next((module for module in model.modules() if isinstance(module, Attention)), None)
+    attentions = (module for module in model.modules() if isinstance(module, Attention) and module.pattern.is_causal)
+    attention = next(attentions, None)  # of the decoder
     sees = None if attention is None else layer_dependence(attention, pixel_of, size * size)
     blocks = None if sees is None else query_blocks(sees, rank)
     panels = [("generation order" + ("" if blocks is None else " and query blocks"), _order_panel(rank, blocks, size))]
     if sees is not None:
         panels.append((f"one attention layer, pixel {row},{column}", _view_panel(sees[:, pixel], pixel, rank, size)))
-    reach = model_dependence(model, pixel_of, size * size, pixel)
+    grey = Batch(torch.full((1, 3, size, size), 128, dtype=torch.uint8))
+    cond = system.with_source(
+        grey, first=0, purpose="order", seed=0
+    ).cond  # an arbitrary source, where the task makes one
+    if system.model.num_classes:
+        cond = replace(cond, label=torch.zeros(1, dtype=torch.int64))
+    reach = model_dependence(model, cond, pixel_of, size * size, pixel)
     panels.append((f"whole network, pixel {row},{column}", _view_panel(reach, pixel, rank, size)))
     write_png(path, _side_by_side(panels), metadata={"kind": "order", "position": [row, column]})
 
@@ -73,19 +81,18 @@ def layer_dependence(attention: Attention, pixel_of: Tensor, num_pixels: int) ->
 
 
 @torch.inference_mode()
-def model_dependence(model: Autoregressive, pixel_of: Tensor, num_pixels: int, pixel: int) -> Tensor:
-    """Which pixels the prediction of one pixel depends on: bool [num_pixels]."""
+def model_dependence(model: Autoregressive, cond: Cond, pixel_of: Tensor, num_pixels: int, pixel: int) -> Tensor:
+    """Which pixels the prediction of one pixel depends on, given one condition: bool [num_pixels]."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randint(0, model.distribution.vocab_size, (1, *model.x_shape), generator=rng)
     half = model.distribution.vocab_size // 2
-    cond = Cond(label=torch.zeros(1, dtype=torch.int64)) if model.num_classes else Cond()
     positions = (pixel_of == pixel).nonzero()[:, 0]
     before = model(x, cond)[:, positions]
     found = torch.zeros(num_pixels, dtype=torch.bool)
     for changed in torch.arange(num_pixels).split(BATCH):
         is_changed = (pixel_of == changed[:, None])[..., None]  # [n, L, 1]
         other = torch.where(is_changed, (x + half) % model.distribution.vocab_size, x)
-        each = Cond(label=None if cond.label is None else cond.label.expand(len(changed)))
+        each = cond.rows(torch.zeros(len(changed), dtype=torch.int64))
         found[changed] = ((model(other, each)[:, positions] - before).abs() > 1e-12).flatten(1).any(-1)
     return found
 

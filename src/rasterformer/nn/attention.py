@@ -1,7 +1,7 @@
-"""Causal multi-head attention over an `AttentionPattern`, for whole sequences and step by step from a bounded cache.
+"""Multi-head self-attention over an `AttentionPattern`, for whole sequences and step by step from a bounded cache.
 
-`Attention` sees a whole sequence; `AttentionStep`, made from it, sees the next positions of one query block and a cache of
-the keys and values before them. Both give the same numbers.
+`Attention` sees a whole sequence; `AttentionStep`, made from it where the pattern is causal, sees the next positions of one
+query block and a cache of the keys and values before them. Both give the same numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rasterformer.nn.positions import rotate
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(head_dim)) v over own block so far and memory (paper, section 3.2, equation 1).
+    """softmax(q k^T / sqrt(head_dim)) v over own block and memory (paper, section 3.2, equation 1).
 
     Projections have no bias. Attention's width is independent of the model's.
 
@@ -64,7 +64,9 @@ class Attention(nn.Module):
         q, k, v = self._project(h)  # each [B, L, heads, head_dim]
         if self.pattern.num_blocks == 1:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self._is_grouped)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=self.pattern.is_causal, enable_gqa=self._is_grouped
+            )
             return self.out(mixed.transpose(1, 2).flatten(2))
         return self.out(self._attend_in_blocks(q, k, v))
 

@@ -1,7 +1,8 @@
-"""Causal convolution over a raster grid: each position sees the cells above it and to its left, and perhaps itself.
+"""Convolutions over a grid of cells in generation order. Causal: a position sees cells above it and to its left.
 
-Like attention it comes in two forms that give the same numbers: `CausalConv2d` over whole grids (a dense convolution, which
-is what processors run fastest) and `CausalConv2dStep` over the next positions, from a ring of the newest inputs.
+Like attention the causal one comes in two forms that give the same numbers: `CausalConv2d` over whole grids (a dense
+convolution, which is what processors run fastest) and `CausalConv2dStep` over the next positions, from a ring of the newest
+inputs. An encoder, which has no order to keep, has `Conv2d`.
 """
 
 from __future__ import annotations
@@ -14,55 +15,76 @@ MAX_STEP = 64  # most positions that a step may take, and that may be taken back
 
 
 class CausalConv2d(nn.Module):
-    """Linear map of the cells in a window that ends at the current cell, in raster order.
+    """Linear map of the cells in a window that ends at the current cell.
 
     The window has `kernel[0]` rows, the last of them the current one, and `kernel[1]` columns, centred. Cells to the right
     of the current one in its row are left out, so the parameters hold exactly the cells that are seen: weight
-    [out_width, taps * in_width], taps in raster order. Cells beyond the border count as zero.
+    [out_width, taps * in_width], taps in raster order. Cells beyond the border count as zero. In block raster order the cells
+    to the right in the rows above may come later, so there the window has no columns to the right of the current one.
 
     Args:
         in_width, out_width: dimensions per cell.
         grid: rows and columns.
         kernel: rows and columns of the window, the columns odd.
         sees_itself: whether the current cell belongs to the window.
+        order: int64 [L], raster index of the i-th generated cell, blocks in raster order. None: raster order.
     """
 
     slots: Tensor
+    order: Tensor | None
+    rank: Tensor | None
 
     def __init__(
-        self, in_width: int, out_width: int, grid: tuple[int, int], kernel: tuple[int, int], *, sees_itself: bool
+        self,
+        in_width: int,
+        out_width: int,
+        grid: tuple[int, int],
+        kernel: tuple[int, int],
+        *,
+        sees_itself: bool,
+        order: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.in_width, self.out_width, self.grid, self.kernel = in_width, out_width, grid, kernel
         rows, cols = kernel
-        self.num_taps = (rows - 1) * cols + cols // 2 + int(sees_itself)
+        self.cols_right = cols // 2 if order is None else 0
+        self.row_taps = cols // 2 + 1 + self.cols_right  # of a row above
+        self.num_taps = (rows - 1) * self.row_taps + cols // 2 + int(sees_itself)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("rank", None if order is None else order.argsort(), persistent=False)
         self.weight = nn.Parameter(
             torch.randn(out_width, self.num_taps * in_width) * (self.num_taps * in_width) ** -0.5
         )
         self.bias = nn.Parameter(torch.zeros(out_width))
         # where the cells of each position's window lie in a ring of the newest inputs: [L, taps]
-        self.ring_size = (rows - 1) * grid[1] + cols // 2 + MAX_STEP
         source, is_inside = self.window()
+        reach = torch.where(is_inside, torch.arange(len(source))[:, None] - source, 0).max()
+        self.ring_size = int(reach) + MAX_STEP
         self.register_buffer("slots", torch.where(is_inside, source % self.ring_size, self.ring_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, L, in_width] in raster order -> [B, L, out_width]."""
+        """x [B, L, in_width] in generation order -> [B, L, out_width]."""
         rows, cols = self.kernel
         if self.num_taps == rows * cols == 1:
             return F.linear(x, self.weight, self.bias)
-        missing = rows * cols - self.num_taps
-        weight = F.pad(self.weight, (0, missing * self.in_width)).view(self.out_width, rows, cols, self.in_width)
+        missing = rows * self.row_taps - self.num_taps
+        weight = F.pad(self.weight, (0, missing * self.in_width))
+        weight = weight.view(self.out_width, rows, self.row_taps, self.in_width)
+        x = x if self.rank is None else x[:, self.rank]
         image = x.unflatten(1, self.grid).permute(0, 3, 1, 2)  # [B, in_width, H, W], channels last in memory
-        image = F.pad(image, (cols // 2, cols // 2, rows - 1, 0))
+        image = F.pad(image, (cols // 2, self.cols_right, rows - 1, 0))
         out = F.conv2d(image, weight.permute(0, 3, 1, 2), self.bias)
-        return out.permute(0, 2, 3, 1).flatten(1, 2)
+        out = out.permute(0, 2, 3, 1).flatten(1, 2)
+        return out if self.order is None else out[:, self.order]
 
     def window(self) -> tuple[Tensor, Tensor]:
-        """Returns the cells in the window of each position, int64 [L, taps], and which of them lie inside the grid."""
-        position, tap = torch.arange(self.grid[0] * self.grid[1])[:, None], torch.arange(self.num_taps)
-        down, right = tap // self.kernel[1] - self.kernel[0] + 1, tap % self.kernel[1] - self.kernel[1] // 2
-        source, column = position + down * self.grid[1] + right, position % self.grid[1] + right
-        return source, (source >= 0) & (column >= 0) & (column < self.grid[1])
+        """Returns the positions in the window of each position, int64 [L, taps], and which of them lie inside the grid."""
+        tap = torch.arange(self.num_taps)
+        cell = torch.arange(self.grid[0] * self.grid[1])[:, None] if self.order is None else self.order[:, None]
+        down, right = tap // self.row_taps - self.kernel[0] + 1, tap % self.row_taps - self.kernel[1] // 2
+        source, column = cell + down * self.grid[1] + right, cell % self.grid[1] + right
+        is_inside = (source >= 0) & (column >= 0) & (column < self.grid[1])
+        return source if self.rank is None else self.rank[source.clamp(min=0)], is_inside
 
 
 class CausalConv2dStep:
@@ -107,3 +129,45 @@ class CausalConv2dStep:
         """Returns the output at positions first..first+count-1, [B, count, out_width], whose windows are in the ring."""
         taps = self.ring.index_select(1, self.slots[first : first + count].flatten())
         return F.linear(taps.view(len(taps), count, -1), self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """Linear map of the cells in a window centred on the current one, zero beyond the border: for encoders.
+
+    Args:
+        in_width, out_width: dimensions per cell.
+        grid: rows and columns.
+        kernel: rows and columns of the window, both odd.
+        order: int64 [L], raster index of the i-th cell. None: raster order.
+    """
+
+    order: Tensor | None
+    rank: Tensor | None
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        grid: tuple[int, int],
+        kernel: tuple[int, int],
+        *,
+        order: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_width, self.out_width, self.grid, self.kernel = in_width, out_width, grid, kernel
+        taps = kernel[0] * kernel[1]
+        self.weight = nn.Parameter(torch.randn(out_width, taps * in_width) * (taps * in_width) ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(out_width))
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("rank", None if order is None else order.argsort(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, in_width] -> [B, L, out_width]."""
+        if self.kernel == (1, 1):
+            return F.linear(x, self.weight, self.bias)
+        x = x if self.rank is None else x[:, self.rank]
+        image = x.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        weight = self.weight.view(self.out_width, *self.kernel, self.in_width).permute(0, 3, 1, 2)
+        out = F.conv2d(image, weight, self.bias, padding=(self.kernel[0] // 2, self.kernel[1] // 2))
+        out = out.permute(0, 2, 3, 1).flatten(1, 2)
+        return out if self.order is None else out[:, self.order]

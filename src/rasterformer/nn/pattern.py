@@ -1,8 +1,8 @@
-"""Which earlier positions a query may see: full, 1D local and 2D local attention (paper, section 3.3 and Figure 2).
+"""Which positions a query may see: full, 1D local and 2D local attention (paper, section 3.3 and Figure 2).
 
 Positions are counted in generation order. They are cut into query blocks of equal length; all queries of a block share
-one memory, a set of positions before the block, and see it together with their own block so far. What is true of every
-pattern here, and what caches and kernels rely on: memory lies before its block.
+one memory, a set of positions outside the block. A decoder's patterns are causal: memory lies before its block, which caches
+rely on, and a query sees of its block what came before it. An encoder's patterns look to all sides.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ class AttentionPattern:
     Args:
         seq_len: L.
         block_size: positions per query block; the last block may reach beyond L (such positions are never seen).
-        memory: int64 [num_blocks, M], positions that each block sees before itself, -1 where there is none.
+        memory: int64 [num_blocks, M], positions that each block sees outside itself, -1 where there is none.
         previous_blocks: n, where every memory is exactly the n blocks before its block; None for any other shape.
+        is_causal: whether a query sees only what comes before it, and itself.
     """
 
     seq_len: int
     block_size: int
     memory: Tensor
     previous_blocks: int | None
+    is_causal: bool = True
 
     @property
     def num_blocks(self) -> int:
@@ -38,7 +40,7 @@ class AttentionPattern:
 
     @cached_property
     def memory_size(self) -> int:
-        """M: the most positions that any block sees before itself."""
+        """M: the most positions that any block sees outside itself."""
         return int((self.memory >= 0).sum(-1).max())
 
     @cached_property
@@ -60,14 +62,15 @@ class AttentionPattern:
 
     def visible(self) -> Tensor:
         """Returns bool [num_blocks, block_size, M + block_size]: which of memory and own block each query sees."""
-        causal = torch.ones(self.block_size, self.block_size, dtype=torch.bool).tril()
+        own = torch.ones(self.block_size, self.block_size, dtype=torch.bool)
+        own = own.tril() if self.is_causal else own
         known = (self.memory >= 0)[:, None, :].expand(-1, self.block_size, -1)
-        return torch.cat([known, causal.expand(self.num_blocks, -1, -1)], -1)
+        return torch.cat([known, own.expand(self.num_blocks, -1, -1)], -1)
 
 
-def full_pattern(seq_len: int) -> AttentionPattern:
-    """Every earlier position and the query itself: one block, no memory."""
-    return AttentionPattern(seq_len, seq_len, torch.empty(1, 0, dtype=torch.int64), 0)
+def full_pattern(seq_len: int, *, is_causal: bool = True) -> AttentionPattern:
+    """One block, no memory: every earlier position and the query itself, or every position."""
+    return AttentionPattern(seq_len, seq_len, torch.empty(1, 0, dtype=torch.int64), 0, is_causal)
 
 
 def local_1d_pattern(seq_len: int, block_size: int, memory_size: int) -> AttentionPattern:
@@ -111,12 +114,7 @@ def local_2d_pattern(
         ConfigError: the blocks do not tile the grid, or a flange is negative.
     """
     (rows, cols), (block_rows, block_cols), (above, aside) = grid, block, flange
-    if block_rows < 1 or block_cols < 1 or rows % block_rows or cols % block_cols:
-        raise ConfigError(
-            f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells."
-        )
-    if above < 0 or aside < 0:
-        raise ConfigError(f"flange = {above}x{aside} cells must not be negative.")
+    _check_tiling(grid, block, flange)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     memories = []
@@ -129,3 +127,40 @@ def local_2d_pattern(
             memory = torch.where(inside, rank[cell], -1)
             memories.append(memory[(row < top) | (col < left)])
     return AttentionPattern(len(order), block_rows * block_cols, torch.stack(memories), None)
+
+
+def surrounding_2d_pattern(
+    order: Tensor, grid: tuple[int, int], block: tuple[int, int], flange: tuple[int, int]
+) -> AttentionPattern:
+    """2D local attention of an encoder: a block sees itself and the frame of `flange` cells around it.
+
+    Args:
+        order, grid, block, flange: as in `local_2d_pattern`.
+
+    Raises:
+        ConfigError: the blocks do not tile the grid, or a flange is negative.
+    """
+    (rows, cols), (block_rows, block_cols), (above, aside) = grid, block, flange
+    _check_tiling(grid, block, flange)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    memories = []
+    for top in range(0, rows, block_rows):
+        for left in range(0, cols, block_cols):
+            row = torch.arange(top - above, top + block_rows + above)[:, None]
+            col = torch.arange(left - aside, left + block_cols + aside)[None, :]
+            inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
+            cell = row.clamp(0, rows - 1) * cols + col.clamp(0, cols - 1)
+            is_own = (row >= top) & (row < top + block_rows) & (col >= left) & (col < left + block_cols)
+            memories.append(torch.where(inside, rank[cell], -1)[~is_own])
+    return AttentionPattern(len(order), block_rows * block_cols, torch.stack(memories), None, is_causal=False)
+
+
+def _check_tiling(grid: tuple[int, int], block: tuple[int, int], flange: tuple[int, int]) -> None:
+    (rows, cols), (block_rows, block_cols), (above, aside) = grid, block, flange
+    if block_rows < 1 or block_cols < 1 or rows % block_rows or cols % block_cols:
+        raise ConfigError(
+            f"query_block = {block_rows}x{block_cols} cells does not tile the grid of {rows}x{cols} cells."
+        )
+    if above < 0 or aside < 0:
+        raise ConfigError(f"flange = {above}x{aside} cells must not be negative.")

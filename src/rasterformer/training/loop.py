@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import training_batches
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import RasterformerError
-from rasterformer.evaluation.likelihood import bits_per_dim
+from rasterformer.evaluation.likelihood import num_dims
+from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch
 from rasterformer.recipe import TrainingConfig
 from rasterformer.recipe_file import recipe_hash
@@ -92,19 +93,23 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
             for optimizer, peaks in zip(optimizers, peak_rates, strict=True):
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-            batch = next(batches)
+            batch = run.system.with_source(
+                next(batches), first=progress.step * training.batch_size, purpose="training source", seed=training.seed
+            )
             model.train()
             with _dropout_stream(training.seed, progress.step, device):
-                nats = accumulate_gradients(run.system, batch)
+                bits = accumulate_gradients(run.system, batch)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
-            is_finite = math.isfinite(nats) and bool(norm.isfinite())
+            is_finite = math.isfinite(bits) and bool(norm.isfinite())
             if is_finite:
                 bad_steps = 0
                 for optimizer in optimizers:
                     optimizer.step()
             else:  # the weights stay as they were
                 bad_steps += 1
-                log.write(step=progress.step, event="not_finite", nats=str(nats), gradient_norm=str(float(norm)))
+                log.write(
+                    step=progress.step, event="not_finite", bits_per_dim=str(bits), gradient_norm=str(float(norm))
+                )
                 if bad_steps == MAX_BAD_STEPS:
                     raise RasterformerError(
                         f"the loss was not finite in {MAX_BAD_STEPS} steps in a row, the last at step {progress.step}. "
@@ -119,7 +124,6 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
             progress.seconds += time.monotonic() - began
             session_images += len(batch.images)
 
-            bits = nats / math.log(2) / run.system.num_dims
             if is_finite:
                 smooth = bits if math.isnan(smooth) else 0.95 * smooth + 0.05 * bits
             rate = session_images / (time.monotonic() - session_start)
@@ -164,9 +168,9 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
 
 
 def accumulate_gradients(system: System, batch: Batch) -> float:
-    """Adds the gradients of a batch, part by part; returns its mean nats per image."""
+    """Adds the gradients of a batch, part by part; returns its bits/dim."""
     training, device = system.recipe.training, system.device
-    parts, total = training.accumulation_steps, 0.0
+    parts, nats, dims = training.accumulation_steps, 0.0, 0
     size = len(batch.images) // parts
     for first in range(0, len(batch.images), size):
         rows = slice(first, first + size)
@@ -174,8 +178,8 @@ def accumulate_gradients(system: System, batch: Batch) -> float:
         with autocast(training, device):
             loss = system.model.loss(x, cond, rng=None)
         (loss.total / parts).backward()
-        total += float(loss.nats.mean()) / parts
-    return total
+        nats, dims = nats + float(loss.nats.sum()), dims + int(loss.dims.sum())
+    return nats / dims / math.log(2)
 
 
 def autocast(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -193,13 +197,15 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 
 def held_out_bits_per_dim(system: System, images: ImageSet, limit: int | None, *, batch_size: int = 32) -> float:
-    """Mean exact bits/dim of the first `limit` held-out images, in float32."""
+    """Exact bits/dim of the first `limit` held-out images, in float32."""
     count = len(images) if limit is None else min(limit, len(images))
-    nats = []
+    nats, dims = [], []
     for index in torch.arange(count).split(batch_size):
         batch = images.batch(index, use_labels=system.recipe.data.use_labels)
+        batch = system.with_source(batch, first=int(index[0]), purpose="held-out source", seed=0)
         nats.append(system.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3)))
-    return float(bits_per_dim(torch.cat(nats), system.num_dims).mean())
+        dims.append(num_dims(batch))
+    return float(torch.cat(nats).sum() / torch.cat(dims).sum() / math.log(2))
 
 
 def _with_peaks(optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
@@ -235,7 +241,7 @@ def _averaged(run: Run, ema: ExponentialMovingAverage | None) -> System:
     """The system with its averaged weights, if there are any."""
     model = run.system.model if ema is None else ema.model
     model.eval()
-    return System(run.system.recipe, run.system.codec, model, run.system.class_names)  # type: ignore[arg-type]
+    return replace(run.system, model=model)  # type: ignore[arg-type]
 
 
 def _measure(
@@ -251,6 +257,15 @@ def _measure(
 
 
 def _draw_samples(run: Run, ema: ExponentialMovingAverage | None, step: int) -> None:
-    images = _averaged(run, ema).sample(16, seed=run.training.seed, as_tensor=True)
-    metadata = {"recipe": recipe_hash(run.system.recipe), "step": step, "seed": run.training.seed, "kind": "samples"}
-    write_png(run.folder / "samples" / f"step-{step:07d}.png", image_grid(images, scale=3), metadata=metadata)
+    system, seed = _averaged(run, ema), run.training.seed
+    if run.system.recipe.task is None:
+        sheet = image_grid(system.sample(16, seed=seed, as_tensor=True), scale=3)
+    else:
+        batch = run.held_out.batch(
+            torch.arange(min(8, len(run.held_out))), use_labels=run.system.recipe.data.use_labels
+        )
+        batch = system.with_source(batch, first=0, purpose="held-out source", seed=0)
+        samples = system.draw_from(batch.cond, n=3, seed=seed)
+        sheet = source_sheet(batch, samples, scale=3)
+    metadata = {"recipe": recipe_hash(run.system.recipe), "step": step, "seed": seed, "kind": "samples"}
+    write_png(run.folder / "samples" / f"step-{step:07d}.png", sheet, metadata=metadata)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from rasterformer.data import open_images
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
+from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System, load
+from rasterformer.tasks import Colourise, Denoise, Inpaint, SuperResolution, task_name
 from rasterformer.training.log import duration, read_metrics
 from rasterformer.training.loop import Run, train
 
@@ -56,14 +58,12 @@ def train_recipe(
         ConfigError: no data, a folder that exists, or a resumed run with another recipe.
         DataError, CheckpointError: images or weights cannot be used.
     """
-    if recipe.data.path is None:
-        raise ConfigError("data.path is not set. Give your images: --data DIR, or an embedded set: --data toonheads.")
     recipe_file = folder / "recipe.yaml"
     if resume:
         _check_same(recipe, recipe_file)
     elif recipe_file.exists():
         raise ConfigError(f"{folder} already holds a run. Go on with it by --resume, or give another --out.")
-    train_set, held_out = (_open(recipe, split, say) for split in ("train", "test"))
+    train_set, held_out = _open(recipe, "train", say), _open(recipe, "test", say)
     class_names: tuple[str, ...] = ()
     if recipe.data.use_labels:
         train_set.require_labels()
@@ -85,24 +85,18 @@ def train_recipe(
     if ended:
         _report(run)
         say(f"\nmodel: {folder / 'model'}   report: {folder / 'report.md'}   samples: {folder / 'samples'}")
-        say(f"draw more:  rasterformer sample {folder} -n 16 --seed 1")
+        say(f"draw more:  {draw_more(recipe, folder)}")
     return ended
 
 
-def _open(recipe: Recipe, split: str, say: Callable[[str], None]) -> ImageSet:
-    data = recipe.data
-    images = open_images(
-        str(data.path),
-        image_size=data.image_size,
-        fit=data.fit,
-        split="train" if split == "train" else "test",
-        holdout_fraction=data.holdout_fraction,
-    )
+def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], None]) -> ImageSet:
+    images = open_recipe_images(recipe, split)
     say(f"{split}: {len(images):,} images of {images.name}, {images.split_origin}; {images.preprocessing}")
     if images.skipped:
         name, reason = images.skipped[0]
         say(
-            f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {data.path}` lists all."
+            f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {recipe.data.path}` "
+            "lists all."
         )
     return images
 
@@ -112,10 +106,10 @@ def _check_same(recipe: Recipe, recipe_file: Path) -> None:
         raise ConfigError(f"{recipe_file.parent} holds no run to resume. Start one without --resume.")
     before, now = recipe_to_dict(load_recipe(recipe_file)), recipe_to_dict(recipe)
     changed = [
-        f"{section}.{name} was {before[section][name]}, is {value}"
-        for section in ("data", "model", "training")
-        for name, value in now[section].items()
-        if before[section].get(name) != value and not (section == "training" and name in FREE_TO_CHANGE)
+        f"{section}.{name} was {before.get(section, {}).get(name)}, is {value}"
+        for section in ("task", "data", "model", "training")
+        for name, value in now.get(section, {}).items()
+        if before.get(section, {}).get(name) != value and not (section == "training" and name in FREE_TO_CHANGE)
     ]
     if changed or before["system"] != now["system"]:
         raise ConfigError(
@@ -142,6 +136,24 @@ def _take_over(system: System, init: Path, say: Callable[[str], None]) -> None:
         say(f"  not used: {', '.join(left)}")
 
 
+def _of_what(recipe: Recipe) -> str:
+    return "" if recipe.task is None else f" of images given their sources ({task_name(recipe.task)})"
+
+
+def _dimensions(run: Run) -> str:
+    dims = f"{run.system.num_dims:,} dimensions"
+    return f"the unknown of {dims}" if isinstance(run.system.recipe.task, Inpaint) else dims
+
+
+def draw_more(recipe: Recipe, folder: Path) -> str:
+    """Returns the command that uses the run's model."""
+    if recipe.task is None:
+        return f"rasterformer sample {folder} -n 16 --seed 1"
+    command = {SuperResolution: "upscale", Inpaint: "restore", Colourise: "colourise", Denoise: "denoise"}
+    mask = " --mask MASK.png" if isinstance(recipe.task, Inpaint) else ""
+    return f"rasterformer {command.get(type(recipe.task), 'transform')} {folder} IMAGE.png{mask} -n 4"
+
+
 def _report(run: Run) -> None:
     lines = read_metrics(run.folder / "metrics.jsonl")
     measured = [line for line in lines if "held_out_bits_per_dim" in line]
@@ -156,7 +168,8 @@ def _report(run: Run) -> None:
     )
     (run.folder / "report.md").write_text(
         f"# {recipe.system}, recipe {recipe_hash(recipe)}\n\n"
-        f"Exact likelihood: **{last['held_out_bits_per_dim']:.4f} bits/dim** over {run.system.num_dims:,} dimensions, on the "
+        f"Exact likelihood{_of_what(recipe)}: **{last['held_out_bits_per_dim']:.4f} bits/dim** over "
+        f"{_dimensions(run)}, on the "
         f"first {last['images']:,} of {len(run.held_out):,} held-out images ({run.held_out.split_origin}; "
         f"{run.held_out.preprocessing}). `rasterformer evaluate {run.folder} --data {recipe.data.path}` measures all of them.\n\n"
         f"Trained on {len(run.train_set):,} images of {run.train_set.name}: {last['step']:,} steps, "

@@ -18,7 +18,8 @@ class Config:
             channel; `linear`: a linear map of the previous pixel's values, the paper's 1x3 convolution (`dmol` only);
             `linear_relu`: the same followed by a ReLU, as in the paper's code; `neighbourhood`: a causal convolution
             over the values around the cell.
-        neighbourhood: rows and columns of that convolution, cells; the columns odd.
+        neighbourhood: rows and columns of that convolution, cells; the columns odd. With `local_2d` those to the right of the
+            cell are left out, here and in mlp_kernel.
         positions: `sinusoidal` or `learned` (half of the width for the row, half for column and channel), `learned_summed`
             (two full-width tables, added, as in the paper's code), or `none`.
         rotary: turn queries and keys by their row and column.
@@ -45,6 +46,13 @@ class Config:
             neighbours, starting as a spread of scales around it.
         init: `paper`: uniform variance scaling, gain 0.2; `zero_residual`: every residual branch starts at zero.
         loss_chunk: positions whose output is held at a time during training. None: all.
+        encoder_depth: layers of the encoder, which reads the source image of a task; 0: its embedding only. None: no encoder.
+        encoder_cell: what a position of the encoder is: one channel of a source pixel (paper) or a whole pixel.
+        encoder_attention: `full` (paper) or `local_2d`, for large sources.
+        encoder_block, encoder_flange: block and the frame around it that `local_2d` of the encoder sees, source pixels.
+        encoder_kernel: rows and columns, both odd, that the first map of its feed-forwards sees; 1x1 is the paper's.
+        source_attention_layers: which decoder layers attend to the encoder's positions. None: all (paper).
+        aligned_source: add to each position what the encoder made of the source pixel that lies there.
     """
 
     distribution: Literal["categorical", "dmol"] = "categorical"
@@ -76,6 +84,19 @@ class Config:
     output: Literal["plain", "residual"] = "plain"
     init: Literal["paper", "zero_residual"] = "paper"
     loss_chunk: int | None = None
+    encoder_depth: int | None = None
+    encoder_cell: Literal["channel", "pixel"] = "channel"
+    encoder_attention: Literal["full", "local_2d"] = "full"
+    encoder_block: tuple[int, int] = (8, 8)
+    encoder_flange: tuple[int, int] = (4, 4)
+    encoder_kernel: tuple[int, int] = (1, 1)
+    source_attention_layers: tuple[int, ...] | None = None
+    aligned_source: bool = False
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the network is conditioned on a source image, as a task needs."""
+        return self.encoder_depth is not None
 
     @property
     def heads_width(self) -> int:
@@ -118,10 +139,19 @@ class Config:
                 found.append(f"model.{name} = {(rows, cols)} must be positive, with an odd number of columns.")
         if self.input == "neighbourhood" and self.neighbourhood == (1, 1):
             found.append("model.neighbourhood = (1, 1) holds no earlier cell. Use a wider one, such as (2, 3).")
-        if self.attention_layers is not None:
-            wrong = [layer for layer in self.attention_layers if not 0 <= layer < self.depth]
+        for name in ("attention_layers", "source_attention_layers"):
+            wrong = [layer for layer in getattr(self, name) or () if not 0 <= layer < self.depth]
             if wrong:
-                found.append(f"model.attention_layers has {wrong}, but layers are counted 0..{self.depth - 1}.")
+                found.append(f"model.{name} has {wrong}, but layers are counted 0..{self.depth - 1}.")
+        if self.encoder_depth is not None and self.encoder_depth < 0:
+            found.append(f"model.encoder_depth = {self.encoder_depth} must not be negative, or be null.")
+        if min(self.encoder_block) < 1 or min(self.encoder_flange) < 0:
+            found.append(
+                f"model.encoder_block = {self.encoder_block} must be positive and model.encoder_flange = "
+                f"{self.encoder_flange} not negative."
+            )
+        if any(side < 1 or side % 2 == 0 for side in self.encoder_kernel):
+            found.append(f"model.encoder_kernel = {self.encoder_kernel} must be two odd numbers.")
         if not 0.0 <= self.dropout_prob < 1.0:
             found.append(f"model.dropout_prob = {self.dropout_prob} must lie in 0..1, 1 excluded.")
         if self.loss_chunk is not None and self.loss_chunk < 1:
@@ -131,20 +161,6 @@ class Config:
                 f"model.input = {self.input!r} maps whole pixels and needs model.distribution = 'dmol'. "
                 "Use 'table' or 'neighbourhood' with 'categorical'."
             )
-        if self.attention == "local_2d":
-            if self.input == "neighbourhood":
-                found.append(
-                    "model.input = 'neighbourhood' needs raster order; model.attention = 'local_2d' has block order."
-                )
-            if self.mlp_kernel != (1, 1):
-                found.append(
-                    f"model.mlp_kernel = {self.mlp_kernel} needs raster order; model.attention = 'local_2d' has block order. "
-                    "Use (1, 1)."
-                )
-            if self.output == "residual":
-                found.append(
-                    "model.output = 'residual' needs raster order; model.attention = 'local_2d' has block order."
-                )
         return found
 
 

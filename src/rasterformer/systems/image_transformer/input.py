@@ -120,7 +120,7 @@ class PixelInput(Input):
 
 
 class NeighbourhoodInput(Input):
-    """A causal convolution over the values around the cell, which stands in place of the shift. Raster order only.
+    """A causal convolution over the values around the cell, which stands in place of the shift.
 
     Each value comes with a flag that tells it from the padding; with separate channels (E = 1) both are spread over
     three dimensions by channel, so that the weights of a tap depend on the channel it meets.
@@ -130,19 +130,28 @@ class NeighbourhoodInput(Input):
         width: D.
         grid: rows and columns, cells.
         kernel: rows and columns of the neighbourhood, cells.
+        order: raster index of the i-th generated cell, int64 [L]. None: raster order.
         learned_start: see `Start`.
     """
 
     is_channel: Tensor
 
     def __init__(
-        self, num_symbols: int, width: int, grid: tuple[int, int], kernel: tuple[int, int], *, learned_start: bool
+        self,
+        num_symbols: int,
+        width: int,
+        grid: tuple[int, int],
+        kernel: tuple[int, int],
+        *,
+        order: Tensor | None = None,
+        learned_start: bool,
     ) -> None:
         super().__init__()
         self.by_channel = num_symbols == 1
-        self.convolution = CausalConv2d(6 if self.by_channel else 4, width, grid, kernel, sees_itself=False)
+        in_width = 6 if self.by_channel else 4
+        self.convolution = CausalConv2d(in_width, width, grid, kernel, sees_itself=False, order=order)
         self.start = Start(width, is_learned=learned_start)
-        channels = torch.arange(grid[0] * grid[1]) % 3
+        channels = (torch.arange(grid[0] * grid[1]) if order is None else order) % grid[1] % 3
         self.register_buffer("is_channel", F.one_hot(channels, 3).float(), persistent=False)  # [L, 3]
 
     def forward(self, x: Tensor) -> Tensor:

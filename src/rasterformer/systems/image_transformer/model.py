@@ -2,6 +2,7 @@
 
 One decoder serves the paper's form and the modern one; `config.py` says which is which and README.md where each element
 of the paper is found. Read `forward` first: embed, layers, head. `begin` and `step` do the same, position by position.
+With a task, `encoder.py` reads a source image, and the decoder attends to what it made.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from rasterformer.autoregressive.sample import draw
 from rasterformer.codecs.pixels import PixelCodec, block_raster_order
 from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
 from rasterformer.errors import ConfigError
-from rasterformer.interfaces import Autoregressive, Cond, Distribution, Loss, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Distribution, Known, Loss, OnStep, SampleOptions
 from rasterformer.nn.attention import Attention
-from rasterformer.nn.blocks import DecoderLayer, FeedForward, LayerStep, make_norm
+from rasterformer.nn.blocks import FeedForward, LayerStep, TransformerLayer, make_norm
 from rasterformer.nn.convolution import MAX_STEP
+from rasterformer.nn.cross_attention import CrossAttention
 from rasterformer.nn.pattern import AttentionPattern, full_pattern, local_1d_pattern, local_2d_pattern
 from rasterformer.nn.positions import LearnedPositions, rotary_angles, sinusoidal_positions
 from rasterformer.systems.image_transformer.config import Config
+from rasterformer.systems.image_transformer.encoder import Encoder
 from rasterformer.systems.image_transformer.input import Input, InputStep, NeighbourhoodInput, PixelInput, TableInput
 from rasterformer.systems.image_transformer.output import Head, PlainHead, ResidualCategoricalHead, ResidualMixtureHead
+from rasterformer.tasks import SourceShape
 
 
 @dataclass
@@ -40,23 +44,30 @@ class DecodingState:
     done: int
     places: Tensor | None  # [L, D], what is added to each position
     condition: Tensor | None  # [B, 1, D]
+    aligned: Tensor | None  # [B, S, D], what is added where each source cell lies
     input: InputStep
     layers: list[LayerStep]
 
 
 class ImageTransformer(Autoregressive):
-    """Decoder-only transformer over the cells of an image, in generation order.
+    """Transformer over the cells of an image, in generation order; with an encoder, where there is a source image.
 
     Args:
         config: what the network is.
         codec: gives grid and generation order.
         num_classes: classes to condition on; 0 for none.
+        source: shape of the source images. None: there are none, and no encoder.
     """
 
     sinusoids: Tensor | None
     all_positions: Tensor
+    pixels: Tensor
+    channels: Tensor
+    cells: Tensor | None
 
-    def __init__(self, config: Config, codec: PixelCodec, num_classes: int) -> None:
+    def __init__(
+        self, config: Config, codec: PixelCodec, num_classes: int, *, source: SourceShape | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.x_shape = codec.x_shape
@@ -69,13 +80,19 @@ class ImageTransformer(Autoregressive):
         self.pattern = attention_pattern(config, codec)
         width, grid = config.width, codec.grid
         rows, cols = codec.order // grid[1], codec.order % grid[1]
+        order = codec.order if config.attention == "local_2d" else None
 
         if config.input == "table":
             channels = torch.arange(3).expand(len(cols), 3) if codec.x_shape[1] == 3 else (cols % 3)[:, None]
             self.input: Input = TableInput(channels, width, learned_start=config.learned_start)
         elif config.input == "neighbourhood":
             self.input = NeighbourhoodInput(
-                codec.x_shape[1], width, grid, config.neighbourhood, learned_start=config.learned_start
+                codec.x_shape[1],
+                width,
+                grid,
+                config.neighbourhood,
+                order=order,
+                learned_start=config.learned_start,
             )
         else:
             with_relu = config.input == "linear_relu"
@@ -90,9 +107,22 @@ class ImageTransformer(Autoregressive):
         self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
         self.dropout = nn.Dropout(config.dropout_prob)
 
+        is_joint, image_size = codec.x_shape[1] == 3, codec.image_shape[1]
+        columns = cols if is_joint else cols // 3
+        self.register_buffer("pixels", rows * image_size + columns, persistent=False)  # raster index of each position's
+        self.register_buffer("channels", cols % 3, persistent=False)  # of each position, where channels are separate
+        self.encoder = None if source is None else Encoder(config, source)
+        self.align: nn.Linear | None = None
+        cells = None
+        if self.encoder is not None and config.aligned_source:
+            self.align = nn.Linear(width, width, bias=False)
+            cells = self.encoder.cells_at(rows, columns, None if is_joint else cols % 3, image_size)
+        self.register_buffer("cells", cells, persistent=False)  # [L, m], which source cells lie where a position lies
+
         head_dim = config.heads_width // config.num_heads
         angles = rotary_angles(rows, cols, head_dim) if config.rotary else None
         attending = range(config.depth) if config.attention_layers is None else config.attention_layers
+        to_source = range(config.depth) if config.source_attention_layers is None else config.source_attention_layers
         layers = []
         for index in range(config.depth):
             attention = Attention(
@@ -104,28 +134,43 @@ class ImageTransformer(Autoregressive):
                 qk_norm=config.qk_norm,
                 angles=angles,
             )
+            source_attention = None
+            if self.encoder is not None and index in to_source:
+                source_attention = CrossAttention(
+                    width,
+                    num_heads=config.num_heads,
+                    num_kv_heads=config.kv_heads,
+                    head_dim=head_dim,
+                    qk_norm=config.qk_norm,
+                )
             feed_forward = FeedForward(
-                width, config.mlp_width, activation=config.activation, grid=grid, kernel=config.mlp_kernel
+                width,
+                config.mlp_width,
+                activation=config.activation,
+                grid=grid,
+                kernel=config.mlp_kernel,
+                order=order,
             )
             layers.append(
-                DecoderLayer(
+                TransformerLayer(
                     width,
                     attention=attention if index in attending else None,
+                    source_attention=source_attention,
                     feed_forward=feed_forward,
                     norm=config.norm,
                     is_post_norm=config.norm_position == "post",
                     dropout_prob=config.dropout_prob,
                 )
             )
-        self.layers: list[DecoderLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
+        self.layers: list[TransformerLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.final_norm = make_norm(config.norm, width) if config.norm_position == "pre" else nn.Identity()
         if config.output == "plain":
             has_bias = config.distribution == "categorical"  # as in the paper's code
             self.head: Head = PlainHead(width, self.distribution.params_per_position, has_bias=has_bias)
         elif config.distribution == "categorical":
-            self.head = ResidualCategoricalHead(width, grid)
+            self.head = ResidualCategoricalHead(width, grid, codec.order)
         else:
-            self.head = ResidualMixtureHead(width, grid, config.num_mixtures)
+            self.head = ResidualMixtureHead(width, grid, codec.order, config.num_mixtures)
         self._initialise()
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
@@ -134,30 +179,36 @@ class ImageTransformer(Autoregressive):
 
     def features(self, x: Tensor, cond: Cond) -> Tensor:
         """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
-        h = self.dropout(_add(self.input(x), self._places(), self._condition(cond, len(x))))
+        source = self._encode(cond, len(x))
+        h = _add(self.input(x), self._places(), self._condition(cond, len(x)))
+        h = self.dropout(_add(h, self._aligned(source, slice(None))))
         for layer in self.layers:
-            h = layer(h)
+            h = layer(h, source)
         return self.final_norm(h)
 
     def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
         """Mean negative log-likelihood per dimension, in nats; exact (paper, section 3: maximum likelihood).
 
+        Where the condition gives pixels, the others are the dimensions: p(unknown pixels | source).
         With `loss_chunk`, the head's output is made for that many positions at a time and made again for the gradient,
         so that logits never exist for a whole batch.
         """
         h = self.features(x, cond)
-        length = self.x_shape[0]
+        length, symbols = self.x_shape
+        unknown = None if cond.known is None else ~cond.known.flatten(1)[:, self.pixels]  # [B, L]
         size = self.config.loss_chunk or length
         positions = self.all_positions
         nats = x.new_zeros(len(x), dtype=torch.float32)
+        dims = x.new_full((len(x),), length * symbols) if unknown is None else symbols * unknown.sum(1)
         for first in range(0, length, size):
             part = slice(first, first + size)
+            counted = None if unknown is None else unknown[:, part]
             if size < length and torch.is_grad_enabled():
-                nats = nats + checkpoint(self._chunk_nats, h[:, part], x, positions[part], use_reentrant=False)
+                arguments = (h[:, part], x, positions[part], counted)
+                nats = nats + checkpoint(self._chunk_nats, *arguments, use_reentrant=False)
             else:
-                nats = nats + self._chunk_nats(h[:, part], x, positions[part])
-        dims = self.x_shape[0] * self.x_shape[1]
-        return Loss(total=nats.mean() / dims, nats=nats.detach(), bound="exact")
+                nats = nats + self._chunk_nats(h[:, part], x, positions[part], counted)
+        return Loss(total=nats.sum() / dims.sum(), nats=nats.detach(), dims=dims, bound="exact")
 
     def sample(
         self,
@@ -178,13 +229,16 @@ class ImageTransformer(Autoregressive):
         if self.head.sees_neighbours:
             x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
         places, condition = self._places(), self._condition(cond, batch_size)
+        source = self._encode(cond, batch_size)
+        aligned = None if source is None or self.align is None else self.align(source)
         state = DecodingState(
             x=x,
             done=0,
             places=None if places is None else places.to(like.dtype),
             condition=condition,
+            aligned=aligned,
             input=self.input.stepper(batch_size, like),
-            layers=[LayerStep(layer, batch_size, like) for layer in self.layers],
+            layers=[LayerStep(layer, batch_size, like, source) for layer in self.layers],
         )
         h = self.input.start(like.new_empty(batch_size, 1, self.config.width))
         return self._decode(h, state, 0), state
@@ -207,11 +261,25 @@ class ImageTransformer(Autoregressive):
         none = self.head.linear.weight.new_zeros(len(x), 0, self.distribution.params_per_position)
         return torch.cat([none, *parts], 1), state
 
+    def known(self, cond: Cond) -> Known | None:
+        """The positions of the pixels that the source shows as they are."""
+        if cond.known is None:
+            return None
+        assert cond.source is not None, "a mask comes with its source"
+        pixels = cond.source.permute(0, 2, 3, 1).flatten(1, 2)[:, self.pixels].long()  # [B, L, 3]
+        x = pixels if self.x_shape[1] == 3 else pixels.gather(2, self.channels.expand(len(pixels), -1)[..., None])
+        return Known(x, cond.known.flatten(1)[:, self.pixels])
+
     def state_bytes(self, batch_size: int) -> int:
         """Bytes of caches, of the symbols where the head looks at them, of the class vectors, and of learned positions."""
         like = self.layers[0].feed_forward.down.weight.to("meta")
         kept = sum(LayerStep(layer, batch_size, like).nbytes for layer in self.layers)
         kept += self.input.stepper_bytes(batch_size, like)
+        if self.encoder is not None:
+            size = self.encoder.num_positions
+            of_layers = [layer.source_attention for layer in self.layers if layer.source_attention is not None]
+            kept += sum(attention.kept_bytes(batch_size, size, like) for attention in of_layers)
+            kept += batch_size * size * self.config.width * like.element_size() if self.align is not None else 0
         if self.head.sees_neighbours:
             kept += batch_size * 8 * math.prod(self.x_shape)
         vectors = batch_size if self.class_embedding is not None else 0
@@ -242,6 +310,8 @@ class ImageTransformer(Autoregressive):
         """h [B, n, D], what the input makes of positions first.., in one query block -> params [B, n, P]."""
         part = slice(first, first + h.shape[1])
         h = _add(h, None if state.places is None else state.places[part], state.condition)
+        if state.aligned is not None and self.cells is not None:
+            h = h + state.aligned[:, self.cells[part]].sum(2)
         for layer in state.layers:
             h = layer(h, first)
         return self._output(self.final_norm(h), state.x, self.all_positions[part])
@@ -255,6 +325,23 @@ class ImageTransformer(Autoregressive):
         if self.positions is None:
             return self.sinusoids
         return self.positions() if self.sinusoids is None else self.sinusoids + self.positions()
+
+    def _encode(self, cond: Cond, batch_size: int) -> Tensor | None:
+        """What the encoder makes of the source: [B, S, D]."""
+        if self.encoder is None:
+            if cond.source is not None or cond.known is not None:
+                raise ConfigError("source was given, but this model was trained without one. Leave it out.")
+            return None
+        self.encoder.check(cond, batch_size)
+        assert cond.source is not None, "checked just now"
+        encoded: Tensor = self.encoder(cond.source, cond.known)
+        return encoded
+
+    def _aligned(self, source: Tensor | None, part: slice) -> Tensor | None:
+        """What is added to each position for the source cells that lie there: [B, L, D]."""
+        if source is None or self.align is None or self.cells is None:
+            return None
+        return self.align(source)[:, self.cells[part]].sum(2)
 
     def _condition(self, cond: Cond, batch_size: int) -> Tensor | None:
         """The class embedding times sqrt(d), the same for every position: [B, 1, D]."""
@@ -273,8 +360,9 @@ class ImageTransformer(Autoregressive):
             )
         return self.class_embedding(cond.label)[:, None] * math.sqrt(self.config.width)
 
-    def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor) -> Tensor:
-        return -self.distribution.log_prob(self._output(h, x, positions), x[:, positions]).sum(1)
+    def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor, counted: Tensor | None) -> Tensor:
+        log_prob = self.distribution.log_prob(self._output(h, x, positions), x[:, positions])
+        return -(log_prob if counted is None else log_prob.masked_fill(~counted, 0)).sum(1)
 
     def _initialise(self) -> None:
         if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):
@@ -283,20 +371,29 @@ class ImageTransformer(Autoregressive):
             keeps_its_own = ("positions.", "head.") if self.config.output == "residual" else ("positions.",)
             for name, weight in self.named_parameters():
                 if weight.ndim >= 2 and not name.startswith(keeps_its_own):
-                    matrices = 3 if name.endswith("attention.project.weight") else 1  # stacked
+                    matrices = _stacked_matrices(name)
                     bound = math.sqrt(3 * 0.2 / ((weight.shape[0] / matrices + weight.shape[1]) / 2))
                     nn.init.uniform_(weight, -bound, bound)
                 elif name.endswith("bias") and not name.startswith(keeps_its_own):
                     nn.init.zeros_(weight)
             return
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            for branch in [layer.feed_forward.down] + ([layer.attention.out] if layer.attention is not None else []):
+        layers = [*self.layers, *(self.encoder.layers if self.encoder is not None else [])]
+        for layer in layers:
+            assert isinstance(layer, TransformerLayer)
+            attentions = [a.out for a in (layer.attention, layer.source_attention) if a is not None]
+            for branch in [layer.feed_forward.down, *attentions]:
                 nn.init.zeros_(branch.weight)
                 if branch.bias is not None:
                     nn.init.zeros_(branch.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=self.config.width**-1.0)
+
+
+def _stacked_matrices(name: str) -> int:
+    """How many matrices of the paper lie one under the other in this weight."""
+    if name.endswith("source_attention.project.weight"):
+        return 2
+    return 3 if name.endswith("attention.project.weight") else 1
 
 
 def _add(h: Tensor, *vectors: Tensor | None) -> Tensor:
@@ -322,16 +419,30 @@ def block_in_cells(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
     return (config.query_block[0], config.query_block[1] * cells), (config.flange[0], config.flange[1] * cells)
 
 
-def build(config: Config, *, image_size: int, num_classes: int) -> tuple[PixelCodec, ImageTransformer]:
+def build(
+    config: Config, *, image_size: int, num_classes: int, source: SourceShape | None = None
+) -> tuple[PixelCodec, ImageTransformer]:
     """Makes codec and network, with fresh weights from torch's current random state.
 
+    Args:
+        config: what the network is.
+        image_size: side of the images, pixels.
+        num_classes: classes to condition on; 0 for none.
+        source: shape of the source images. None: there are none.
+
     Raises:
-        ConfigError: the query blocks do not tile the image.
+        ConfigError: the query blocks do not tile the image, or there is a source but no encoder, or the reverse.
     """
+    if (source is not None) != config.takes_source:
+        raise ConfigError(
+            "model.encoder_depth is null, but the recipe has a task, whose sources an encoder reads. Set it, to 4 for example."
+            if source is not None
+            else f"model.encoder_depth = {config.encoder_depth}, but the recipe has no task. Add one, or set it to null."
+        )
     is_joint = config.distribution == "dmol"
     order = None
     if config.attention == "local_2d":
         grid = (image_size, image_size if is_joint else 3 * image_size)
         order = block_raster_order(grid, block_in_cells(config)[0])
     codec = PixelCodec(image_size, is_joint=is_joint, order=order)
-    return codec, ImageTransformer(config, codec, num_classes)
+    return codec, ImageTransformer(config, codec, num_classes, source=source)

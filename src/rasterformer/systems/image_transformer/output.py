@@ -56,17 +56,18 @@ class ResidualMixtureHead(Head):
     Args:
         width: D.
         grid: rows and columns, pixels.
+        order: int64 [L], raster index of the i-th generated pixel.
         num_mixtures: M.
     """
 
     neighbours: Tensor
     sees_neighbours = True
 
-    def __init__(self, width: int, grid: tuple[int, int], num_mixtures: int) -> None:
+    def __init__(self, width: int, grid: tuple[int, int], order: Tensor, num_mixtures: int) -> None:
         super().__init__()
         self.num_mixtures = num_mixtures
         self.linear = nn.Linear(width, 10 * num_mixtures)
-        self.register_buffer("neighbours", neighbour_positions(grid, 1), persistent=False)
+        self.register_buffer("neighbours", neighbour_positions(grid, order, 1), persistent=False)
 
     def reset(self) -> None:
         """Puts the map at its start."""
@@ -100,18 +101,25 @@ class ResidualCategoricalHead(Head):
     Args:
         width: D.
         grid: rows and columns, sub-pixels.
+        order: int64 [L], raster index of the i-th generated sub-pixel.
     """
 
     neighbours: Tensor
+    channels: Tensor
+    previous: Tensor
+    is_first: Tensor
     distance: Tensor
     sees_neighbours = True
 
-    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, grid: tuple[int, int], order: Tensor) -> None:
         super().__init__()
-        self.grid = grid
         self.linear = nn.Linear(width, 256)
         self.score = nn.Parameter(torch.empty(3, 511))
-        self.register_buffer("neighbours", neighbour_positions(grid, 3), persistent=False)
+        self.register_buffer("neighbours", neighbour_positions(grid, order, 3), persistent=False)
+        self.register_buffer("channels", order % grid[1] % 3, persistent=False)
+        before = order.argsort()[(order - 1).clamp(min=0)]  # position of the sub-pixel to the left: the channel before
+        self.register_buffer("previous", before, persistent=False)
+        self.register_buffer("is_first", order < 3, persistent=False)  # of the first pixel
         values = torch.arange(256)
         self.register_buffer("distance", values - values[:, None] + 255, persistent=False)  # [predicted, value]
 
@@ -127,9 +135,9 @@ class ResidualCategoricalHead(Head):
         assert x is not None, "neighbours are predicted from"
         logits: Tensor = self.linear(h)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        channel = positions % self.grid[1] % 3
+        channel = self.channels[positions]
         predicted = self._predict(x[..., 0], positions)
-        previous = (positions - 1).clamp(min=0)
+        previous = self.previous[positions]
         missed = x[:, previous, 0] - self._predict(x[..., 0], previous)
         predicted = (predicted + torch.where(channel > 0, missed, 0)).clamp(0, 255)
         table = self.score[:, self.distance].flatten(0, 1)  # [3 * 256, 256]
@@ -138,16 +146,18 @@ class ResidualCategoricalHead(Head):
     def _predict(self, x: Tensor, positions: Tensor) -> Tensor:
         """x int64 [B, L] -> prediction from the same channel of the neighbours, int64 [B, n]."""
         predicted = median_edge(x[:, self.neighbours[positions]][..., None])[..., 0]
-        return torch.where(positions < 3, 128, predicted)
+        return torch.where(self.is_first[positions], 128, predicted)
 
 
-def neighbour_positions(grid: tuple[int, int], stride: int) -> Tensor:
-    """Raster positions of the west, north and north-west neighbours: int64 [L, 3].
+def neighbour_positions(grid: tuple[int, int], order: Tensor, stride: int) -> Tensor:
+    """Positions of the west, north and north-west neighbours of each position: int64 [L, 3].
 
-    Beyond the border the nearest known one stands in; the first pixel has none and points at position 0.
+    They come earlier in raster order and in block raster order alike. Beyond the border the nearest known one stands in; the
+    first pixel has none and points at position 0.
 
     Args:
         grid: rows and columns, cells.
+        order: int64 [L], raster index of the i-th generated cell.
         stride: cells per pixel.
     """
     cell = torch.arange(grid[0] * grid[1])
@@ -156,7 +166,7 @@ def neighbour_positions(grid: tuple[int, int], stride: int) -> Tensor:
     of_west = torch.where(has_west, west, torch.where(has_north, north, 0))
     of_north = torch.where(has_north, north, of_west)
     of_corner = torch.where(has_north & has_west, north - stride, torch.where(has_north, north, of_west))
-    return torch.stack([of_west, of_north, of_corner], -1)
+    return order.argsort()[torch.stack([of_west, of_north, of_corner], -1)[order]]
 
 
 def median_edge(neighbours: Tensor) -> Tensor:

@@ -1,0 +1,158 @@
+"""8x8 -> 32x32 super-resolution after equal training time: 1D and 2D attention, and the same decoder without a source.
+
+    python -m benchmarks super_resolution --out FOLDER [--data toonheads] [--minutes 20] [--images 100] [-n 3] [--render]
+
+Trains what FOLDER does not hold yet (`1d`: recipe upscale; `2d`: upscale-2d; `alone`: upscale without task and encoder),
+scores all test images, draws from the first sources at temperatures 1.0, 0.9 and 0.8, and measures the samples beside simple
+means. Expected time: 20 minutes of training for each of the three, and 15 of measuring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import render
+from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
+from rasterformer.data.imageset import ImageSet
+from rasterformer.data.png import image_grid, write_png
+from rasterformer.errors import RasterformerError
+from rasterformer.evaluation.judge import judge_samples
+from rasterformer.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, mean_interval
+from rasterformer.image_to_image import visible_source
+from rasterformer.recipe import Recipe
+from rasterformer.recipe_file import load_recipe, recipe_to_dict
+from rasterformer.recipe_images import open_recipe_images
+from rasterformer.system import System, load
+from rasterformer.tasks import task_name
+from rasterformer.training.run import train_recipe
+
+NAMES = ("1d", "2d", "alone")
+TEMPERATURES = (1.0, 0.9, 0.8)
+SHEET_SOURCES = 10
+
+
+def main(arguments: list[str]) -> None:
+    """Trains, measures and writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks super_resolution", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs 1d, 2d and alone")
+    parser.add_argument("--data", default="embedded:toonheads", help="images; default %(default)s")
+    parser.add_argument("--minutes", type=float, default=20.0, help="training time of each run that is not there")
+    parser.add_argument("--images", type=int, default=100, help="sources to draw from")
+    parser.add_argument("-n", type=int, default=3, help="samples of each source")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder for the sheets")
+    parser.add_argument("--render", action="store_true", help="write docs/results.md at the end")
+    options = parser.parse_args(arguments)
+    if options.images < SHEET_SOURCES or options.n < 2 or not options.minutes > 0:
+        parser.error(f"--images must be at least {SHEET_SOURCES}, -n at least 2 and --minutes above 0.")
+    try:
+        systems = {name: trained(name, options) for name in NAMES}
+        record = measure(systems, options)
+    except RasterformerError as error:
+        sys.exit(str(error))
+    write_json(options.results / "super_resolution.json", record)
+    if options.render:
+        render.main([])
+
+
+def recipe_of(name: str, data: str, minutes: float) -> Recipe:
+    """The recipe of a run."""
+    recipe = load_recipe("upscale-2d" if name == "2d" else "upscale", [("data.path", data)])
+    if name == "alone":
+        recipe = dataclasses.replace(recipe, task=None, model=dataclasses.replace(recipe.model, encoder_depth=None))
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=minutes))
+
+
+def trained(name: str, options: argparse.Namespace) -> System:
+    """Loads the run, which is trained first where it is not there."""
+    folder = options.out / name
+    if not (folder / "model").is_dir():
+        recipe = recipe_of(name, options.data, options.minutes)
+        if not train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists()):
+            sys.exit("stopped. The same command goes on.")
+    return load(folder)
+
+
+def measure(systems: dict[str, System], options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the JSON says."""
+    first = systems["1d"]
+    held_out, training = (open_recipe_images(first.recipe, split, path=options.data) for split in ("test", "train"))
+    likelihoods = {name: likelihood(name, system, held_out) for name, system in systems.items()}
+    bits = {name: system.bits_per_dim(held_out.images(slice(None))) for name, system in systems.items()}
+    gain = bits["alone"] - bits["1d"]
+    reports: dict[str, dict[str, Any]] = {}
+    for name in ("1d", "2d"):
+        reports[name] = {}
+        for temperature in TEMPERATURES:
+            print(f"{name}, temperature {temperature}", flush=True)
+            report = judge_samples(
+                systems[name],
+                held_out,
+                training,
+                likelihoods[name],
+                num_images=options.images,
+                n=options.n,
+                temperature=temperature,
+                seed=0,
+                with_frechet=True,
+            )
+            reports[name][str(temperature)] = report.to_dict()
+        write_png(
+            options.pictures / f"super-resolution-{name}.png",
+            temperature_sheet(systems[name], held_out),
+            metadata={
+                "kind": "source | 2 samples each at temperature 1.0, 0.9, 0.8 | original",
+                "run": name,
+                "seed": 0,
+            },
+        )
+    return {
+        "data": {"name": held_out.name, "train_images": len(training), "test_images": len(held_out)},
+        "runs": {name: run_record(system) for name, system in systems.items()},
+        "likelihoods": {name: report.to_dict() for name, report in likelihoods.items()},
+        "gain_of_the_source": {"mean": gain.mean().item(), "interval": mean_interval(gain)},
+        "images": options.images,
+        "samples": options.n,
+        "reports": reports,
+        **circumstances(),
+    }
+
+
+def likelihood(name: str, system: System, held_out: ImageSet) -> LikelihoodReport:
+    """Bits/dim of all held-out images."""
+    return evaluate_likelihood(
+        system,
+        held_out,
+        model=name,
+        dtype="float32",
+        task=None if system.recipe.task is None else task_name(system.recipe.task),
+        with_source=lambda batch, first: system.with_source(batch, first=first, purpose="held-out source", seed=0),
+    )
+
+
+def run_record(system: System) -> dict[str, Any]:
+    """What was trained."""
+    return {
+        "parameters": sum(weight.numel() for weight in system.model.parameters()),
+        "steps": system.steps,
+        "minutes": system.recipe.training.minutes,
+        "recipe": recipe_to_dict(system.recipe),
+    }
+
+
+def temperature_sheet(system: System, held_out: ImageSet) -> Tensor:
+    """A row for each of the first sources: source | 2 samples at each temperature | original."""
+    batch = held_out.batch(torch.arange(SHEET_SOURCES), use_labels=False)
+    batch = system.with_source(batch, first=0, purpose="held-out source", seed=0)
+    columns = [visible_source(batch.cond, (system.image_size, system.image_size))]
+    for temperature in TEMPERATURES:
+        columns += list(system.draw_from(batch.cond, n=2, temperature=temperature, seed=0).unbind(1))
+    columns.append(batch.images)
+    return image_grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns), scale=3)

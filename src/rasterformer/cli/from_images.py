@@ -1,0 +1,236 @@
+"""What `upscale`, `restore`, `colourise`, `denoise` and `transform` have in common: pictures in, results and a sheet out."""
+
+from __future__ import annotations
+
+import glob
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from rasterformer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Drawing:
+    """How results are drawn and where they go.
+
+    Args:
+        n: results of each picture.
+        temperature: below 1 draws more probable images, 1 draws from the model itself.
+        top_k: draw each value from the k most probable ones only.
+        top_p: draw each value from the smallest set with this probability only.
+        label: class to draw, by name or index, for a model with classes. Default: one at random for each picture.
+        seed: another seed, other results.
+        out: folder for the results and sheet.png.
+        beside: put each result beside its picture instead, under a name that says what it is.
+        original: the pictures are what the model should make: reduce them to its size and make sources from them as in
+            training; the sheet then shows source | results | original.
+        tile: draw pictures that are larger than the model's in overlapping tiles.
+        overlap: of neighbouring tiles, pixels of the source. Default: half of a tile.
+        batch_size: tiles drawn at a time. Default: as many as half of the free memory holds, at most 64.
+        precision: bfloat16 is faster with many tiles and draws from a rounded model.
+        scale: magnification in the sheet.
+    """
+
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 1
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    label: str | None = None
+    seed: int = 0
+    out: Path = Path("results")
+    beside: Annotated[bool, Parameter(negative="")] = False
+    original: Annotated[bool, Parameter(negative="")] = False
+    tile: bool = True
+    overlap: int | None = None
+    batch_size: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    scale: int = 4
+
+
+MakeMasks = Callable[["list[Tensor]"], "list[Tensor]"]
+
+
+def draw_from_images(
+    command: str,
+    task: str | None,
+    model: Path,
+    images: Sequence[str],
+    drawing: Drawing,
+    make_masks: MakeMasks | None = None,
+) -> int:
+    """Reads the pictures, draws, and writes as it goes; returns the exit code.
+
+    Args:
+        command: its name, for messages and file names.
+        task: that the model must have been trained for. None: any.
+        model: run, model folder or checkpoint.
+        images: files, folders and patterns.
+        drawing: the options.
+        make_masks: from the pictures uint8 [3, h, w] to their masks of known pixels. None: the task has none.
+
+    Raises:
+        ConfigError, DataError, ShapeError: what was typed cannot be done; the message says why.
+    """
+    import torch
+
+    from rasterformer import load
+    from rasterformer.cli.progress import step_progress
+    from rasterformer.conditioning.sources import luma, masked_source
+    from rasterformer.data.png import image_grid, write_png
+    from rasterformer.image_to_image import visible_source
+    from rasterformer.interfaces import Batch, Cond
+    from rasterformer.recipe_file import recipe_hash
+    from rasterformer.tasks import task_name
+
+    if drawing.n < 1 or drawing.scale < 1:
+        raise ConfigError(f"-n {drawing.n} and --scale {drawing.scale} must be at least 1.")
+    system = load(model)
+    trained = None if system.recipe.task is None else task_name(system.recipe.task)
+    if trained is None or (task is not None and trained != task):
+        wanted = "a model with a task" if task is None else f"a model of the task {task}"
+        hint = f" `rasterformer transform {shlex.quote(str(model))}` does what it was trained for." if trained else ""
+        raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {trained or 'images alone'}.{hint}")
+    files = find_pictures(images)
+    pictures = [_read(path) for path in files]
+    originals: Tensor | None = None
+    if drawing.original:
+        originals = system.to_tensor(to_pil_list(pictures))
+        batch = Batch(originals)
+        if make_masks is not None:
+            batch = Batch(originals, masked_source(originals, torch.stack(make_masks(list(originals)))))
+        cond = system.with_source(batch, first=0, purpose="held-out source", seed=drawing.seed).cond
+        if cond.source is None:
+            raise ConfigError(
+                "--original needs a task that makes sources from images; a paired one has them in a folder."
+            )
+        pictures = list(cond.source.expand(-1, 3, -1, -1))
+        known = None if cond.known is None else list(cond.known)
+    else:
+        known = None if make_masks is None else make_masks(pictures)
+    about = {
+        "kind": command,
+        "model": str(model),
+        "recipe": recipe_hash(system.recipe),
+        "temperature": drawing.temperature,
+        "top_k": drawing.top_k,
+        "top_p": drawing.top_p,
+        "label": drawing.label,
+        "seed": drawing.seed,
+        "precision": drawing.precision,
+    }
+    stems = [path.stem for path in files]
+    if len(set(stems)) < len(stems) and not drawing.beside:
+        stems = [f"{number:03d}-{stem}" for number, stem in enumerate(stems)]
+    done: dict[int, Tensor] = {}
+
+    def place(which: int, k: int) -> Path:
+        if drawing.beside:
+            return files[which].parent / f"{stems[which]}-{command}-{k}.png"
+        return drawing.out / f"{stems[which]}-{k}.png"
+
+    def keep(which: int, results: Tensor) -> None:
+        for k, result in enumerate(results):
+            write_png(place(which, k), result, metadata={**about, "image": files[which].name, "result": k})
+        done[which] = results
+
+    stopped = False
+    try:
+        with step_progress(f"{command}: {len(files)} pictures, {drawing.n} times each") as on_step:
+            system.transform(
+                to_pil_list(pictures),
+                known=known,
+                n=drawing.n,
+                label=drawing.label,
+                temperature=drawing.temperature,
+                top_k=drawing.top_k,
+                top_p=drawing.top_p,
+                seed=drawing.seed,
+                tile=drawing.tile,
+                overlap=drawing.overlap,
+                batch_size=drawing.batch_size,
+                precision=drawing.precision,
+                as_tensor=True,
+                on_step=on_step,
+                on_images=keep,
+            )
+    except KeyboardInterrupt:
+        stopped = True
+    where = "beside their pictures" if drawing.beside else f"in {drawing.out}"
+    print(f"{'stopped: ' if stopped else ''}{len(done) * drawing.n} of {len(files) * drawing.n} results are {where}")
+    if not drawing.beside:
+        by_size: dict[tuple[int, ...], list[Tensor]] = {}
+        for which, results in done.items():
+            size = (results.shape[2], results.shape[3])
+            mask = None if known is None else known[which][None]
+            grey = system.source_shape is not None and system.source_shape.channels == 1
+            source = luma(pictures[which][None]) if grey else pictures[which][None]
+            row = [*visible_source(Cond(source=source, known=mask), size), *results]
+            row += [] if originals is None else [originals[which]]
+            by_size.setdefault(size, []).append(torch.stack(row))
+        for number, rows in enumerate(by_size.values()):
+            path = drawing.out / ("sheet.png" if len(by_size) == 1 else f"sheet-{number}.png")
+            sheet = image_grid(torch.cat(rows), columns=len(rows[0]), scale=drawing.scale)
+            write_png(path, sheet, metadata=about)
+            print(f"{path} shows source | results{'' if originals is None else ' | original'}")
+    return 130 if stopped else 0
+
+
+def find_pictures(images: Sequence[str]) -> list[Path]:
+    """Files, folders (their image files, sorted) and patterns as one list of files.
+
+    Raises:
+        ConfigError: nothing was named.
+        DataError: a name leads to no image file.
+    """
+    from rasterformer.data.decode import SUFFIXES
+
+    if not images:
+        raise ConfigError("no picture was given. Give at least one file, folder or pattern.")
+    found: list[Path] = []
+    for name in images:
+        place = Path(name).expanduser()
+        if place.is_dir():
+            paths = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+        elif place.exists():
+            paths = [place]
+        else:
+            paths = [path for path in map(Path, sorted(glob.glob(str(place), recursive=True))) if path.is_file()]
+        if not paths:
+            raise DataError(
+                f"{name}: {'no image in this folder' if place.is_dir() else 'no such file, folder or match'}."
+            )
+        found += paths
+    return found
+
+
+def to_pil_list(pictures: Sequence[Tensor]) -> list[Image.Image]:
+    """Pictures uint8 [3, h, w] of any sizes as Pillow images."""
+    from rasterformer.data.png import to_pil
+
+    return [to_pil(picture[None])[0] for picture in pictures]
+
+
+def _read(path: Path) -> Tensor:
+    """uint8 [3, h, w]; what had to be changed to make it so is said."""
+    import numpy as np
+    import torch
+
+    from rasterformer.data.decode import decode_file
+
+    try:
+        decoded = decode_file(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    if decoded.repairs:
+        print(f"{path}: {', '.join(decoded.repairs)}")
+    return torch.from_numpy(np.array(decoded.image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,71 @@
+"""`rasterformer restore`: missing parts of pictures, drawn by a model of in-painting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rasterformer.cli.from_images import Drawing, draw_from_images
+from rasterformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def restore(
+    model: Path,
+    *images: str,
+    mask: Path | None = None,
+    rectangle: Annotated[tuple[int, int, int, int] | None, Parameter(negative="")] = None,
+    drawing: Drawing = Drawing(),  # noqa: B008  frozen
+) -> int:
+    """Draw missing parts of pictures; all other pixels stay exactly as they are.
+
+    Say what is missing by --mask or --rectangle, the same for all pictures; with --original neither is needed.
+
+    Args:
+        model: run, model folder or checkpoint, of the task inpaint.
+        images: files, folders or patterns; the pictures, at least of the model's size.
+        mask: a picture of the same size: white where something is to be drawn, black where it stays.
+        rectangle: top, left, height and width of what is to be drawn, pixels.
+        drawing: how results are drawn and where they go.
+    """
+    if mask is not None and rectangle is not None:
+        raise ConfigError("--mask and --rectangle say the same thing: give one of them.")
+    if mask is None and rectangle is None:
+        if not drawing.original:
+            raise ConfigError("what is missing? Give --mask FILE, or --rectangle TOP LEFT HEIGHT WIDTH.")
+        return draw_from_images("restore", "inpaint", model, images, drawing)
+
+    def make_masks(pictures: list[Tensor]) -> list[Tensor]:
+        return [_known(mask, rectangle, picture.shape[1], picture.shape[2]) for picture in pictures]
+
+    return draw_from_images("restore", "inpaint", model, images, drawing, make_masks)
+
+
+def _known(mask: Path | None, rectangle: tuple[int, int, int, int] | None, height: int, width: int) -> Tensor:
+    """bool [height, width], True where the picture stays as it is."""
+    import torch
+
+    from rasterformer.conditioning.masks import rectangle_mask
+    from rasterformer.data.decode import decode_file
+    from rasterformer.errors import DataError
+
+    if rectangle is not None:
+        return rectangle_mask(height, width, *rectangle)
+    assert mask is not None, "one of the two was given"
+    try:
+        image = decode_file(mask).image.convert("L")
+    except DataError as error:
+        raise DataError(f"--mask {mask}: {error}") from error
+    if image.size != (width, height):
+        raise ConfigError(
+            f"--mask {mask} is {image.width}x{image.height} pixels, but a picture is {width}x{height}. Make them of one size."
+        )
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width)
+    known: Tensor = values < 128
+    if bool(known.all()):
+        raise ConfigError(f"--mask {mask} has no white pixel: nothing is to be drawn. White marks what is missing.")
+    return known

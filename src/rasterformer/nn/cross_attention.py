@@ -1,0 +1,76 @@
+"""Attention from a decoder's positions to all of an encoder's, for whole sequences and step by step.
+
+What the encoder made does not change while a decoder steps, so a step keeps its keys and values, and no mask is needed.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CrossAttention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v, queries from the decoder, keys and values from the encoder.
+
+    The encoder-decoder attention of the Image Transformer (section 5.3) and of Vaswani et al. 2017, section 3.2.3. Projections
+    have no bias; both sides have the width D.
+
+    Args:
+        width: D.
+        num_heads: N, query heads.
+        num_kv_heads: key and value heads; divides num_heads.
+        head_dim: width of one head.
+        qk_norm: normalise each query and key head, with a learned scale.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, num_kv_heads: int, head_dim: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.query = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.project = nn.Linear(width, 2 * num_kv_heads * head_dim, bias=False)  # keys, below them values
+        self.out = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.query_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
+        self.key_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
+
+    def forward(self, h: Tensor, source: Tensor) -> Tensor:
+        """h [B, L, D], source [B, S, D] -> [B, L, D]."""
+        return self.attend(h, *self.keys_and_values(source))
+
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """source [B, S, D] -> keys and values, each [B, kv_heads, S, head_dim]."""
+        heads = self.project(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        keys, values = heads.split([self.num_kv_heads] * 2, 1)
+        return self.key_norm(keys).to(values.dtype), values
+
+    def kept_bytes(self, batch_size: int, source_len: int, like: Tensor) -> int:
+        """Bytes of keys and values in the dtype of `like`."""
+        return batch_size * source_len * 2 * self.num_kv_heads * self.head_dim * like.element_size()
+
+    def attend(self, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """h [B, n, D] and what `keys_and_values` returned -> [B, n, D]."""
+        q = self.query_norm(self.query(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)).to(values.dtype)
+        is_grouped = self.num_kv_heads != self.num_heads
+        mixed = F.scaled_dot_product_attention(q, keys, values, enable_gqa=is_grouped)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttentionStep:
+    """The next positions' attention to a source whose keys and values are kept.
+
+    Args:
+        attention: the layer; its weights are used, not copied.
+        source: [B, S, D], what the encoder made.
+    """
+
+    def __init__(self, attention: CrossAttention, source: Tensor) -> None:
+        self.attend = attention.attend
+        self.keys, self.values = (part.contiguous() for part in attention.keys_and_values(source))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """h [B, n, D] -> [B, n, D]."""
+        return self.attend(h, self.keys, self.values)
