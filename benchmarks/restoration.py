@@ -23,9 +23,10 @@ from rasterformer.data.png import write_png
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
 from rasterformer.image_to_image import source_sheet
+from rasterformer.loading import load
 from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System, load
+from rasterformer.system import System
 from rasterformer.training.run import train_recipe
 
 NAMES = ("inpaint", "colourise", "denoise")

@@ -31,9 +31,10 @@ from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import begin, draw
 from rasterformer.data import ImageSet
 from rasterformer.interfaces import Autoregressive, Cond, SampleOptions
+from rasterformer.loading import load
 from rasterformer.recipe_file import recipe_to_dict
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System, load
+from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.systems.image_transformer.model import build
 

@@ -26,10 +26,11 @@ from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
 from rasterformer.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, mean_interval
 from rasterformer.image_to_image import visible_source
+from rasterformer.loading import load
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_to_dict
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System, load
+from rasterformer.system import System
 from rasterformer.tasks import task_name
 from rasterformer.training.run import train_recipe
 

@@ -28,8 +28,9 @@ from rasterformer.data import open_images
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.likelihood import mean_interval
+from rasterformer.loading import load
 from rasterformer.recipe_file import load_recipe
-from rasterformer.system import System, load
+from rasterformer.system import System
 from rasterformer.training.run import train_recipe
 
 CUTTINGS_PER_IMAGE = 6

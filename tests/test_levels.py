@@ -14,8 +14,8 @@ LEVELS = {
     "nn": 1, "distributions": 1, "data": 1,
     "codecs": 2, "conditioning": 2, "autoregressive": 2, "diffusion": 2,
     "systems": 3,
-    "training": 4, "evaluation": 4, "compression": 4, "manifest": 4, "checkpoint": 4, "system": 4, "image_to_image": 4,
-    "recipe_images": 4,
+    "training": 4, "evaluation": 4, "compression": 4, "manifest": 4, "checkpoint": 4, "system": 4, "loading": 4,
+    "image_to_image": 4, "recipe_images": 4,
     "cli": 5, "study": 5, "studio": 5,
 }  # fmt: skip
 # Imported inside functions, because they are heavy and optional: an extra installs them.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rasterformer.errors import RasterformerError
+    from rasterformer.loading import load
     from rasterformer.recipe import Recipe
     from rasterformer.recipe_file import load_recipe
-    from rasterformer.system import System, load
+    from rasterformer.system import System
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ _HOME = {
     "Recipe": "rasterformer.recipe",
     "RasterformerError": "rasterformer.errors",
     "System": "rasterformer.system",
-    "load": "rasterformer.system",
+    "load": "rasterformer.loading",
     "load_recipe": "rasterformer.recipe_file",
 }
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.conditioning.resize import enlarge
 from rasterformer.conditioning.tiles import Tile, plan_tiles
+from rasterformer.data.decode import to_rgb
 from rasterformer.data.png import image_grid
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Batch, Cond, Known
@@ -146,6 +149,59 @@ def draw_canvas(
     return result.unflatten(0, (-1, n))
 
 
+def draw_canvases(
+    canvases: Sequence[Canvas],
+    codec: PixelCodec,
+    draw: DrawPieces,
+    *,
+    cond: Cond,
+    n: int,
+    seed: int,
+    pieces_at_a_time: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Draws every picture n times, neighbours of one size together; yields its number and uint8 [n, 3, H, W].
+
+    Args:
+        canvases: one picture each.
+        codec, draw, n, seed, pieces_at_a_time: as in `draw_canvas`.
+        cond: labels, or nothing, of all pictures.
+    """
+    for group in _same_size(canvases, max(1, pieces_at_a_time // n)):
+        together = _joined([canvases[k] for k in group])
+        drawn = draw_canvas(
+            together,
+            codec,
+            draw,
+            cond=cond.rows(slice(group[0], group[-1] + 1)),
+            n=n,
+            seed=seed,
+            first=group[0],
+            pieces_at_a_time=pieces_at_a_time,
+        )
+        yield from zip(group, drawn, strict=True)
+
+
+def to_pictures(images: Tensor | Sequence[Image.Image]) -> list[Tensor]:
+    """Returns each image as uint8 [3, h, w].
+
+    Args:
+        images: Pillow images of any sizes (`RGBA` goes on white), or uint8 [B, 3, h, w].
+
+    Raises:
+        ShapeError: a tensor of another shape or dtype.
+        ConfigError: no images.
+    """
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(f"images are {images.dtype} {list(images.shape)}; torch.uint8 [B, 3, h, w] is needed.")
+        pictures = list(images.cpu())
+    else:
+        pictures = [torch.from_numpy(np.array(to_rgb(image)[0])).permute(2, 0, 1) for image in images]
+    if not pictures:
+        raise ConfigError("no images were given. Give at least one.")
+    return pictures
+
+
 def visible_source(cond: Cond, size: tuple[int, int]) -> Tensor:
     """The source as a picture of the result's size, by repeating pixels; missing ones are grey.
 
@@ -197,3 +253,21 @@ def _stream(seed: int, tile: int, number: int) -> torch.Generator:
     """The random numbers of a tile of a result; those of the first tile are the ones of an image of that number."""
     purpose = "image" if tile == 0 else f"image, tile {tile}"
     return torch.Generator().manual_seed(stream_seed(seed, purpose, number))
+
+
+def _same_size(canvases: Sequence[Canvas], most: int) -> Iterator[list[int]]:
+    """Numbers of consecutive canvases of one size, at most so many."""
+    group: list[int] = []
+    for k, canvas in enumerate(canvases):
+        if group and (len(group) == most or canvases[group[0]].source.shape != canvas.source.shape):
+            yield group
+            group = []
+        group.append(k)
+    yield group
+
+
+def _joined(canvases: Sequence[Canvas]) -> Canvas:
+    """Canvases of one size as one."""
+    first = canvases[0]
+    known = None if first.known is None else torch.cat([c.known for c in canvases if c.known is not None])
+    return Canvas(torch.cat([c.source for c in canvases]), known, first.waves, first.factor)

@@ -1,6 +1,6 @@
 """A trained model with everything around it: recipe, codec, network, class names. What `rasterformer.load` returns.
 
-The command line calls these same methods.
+The command line calls these same methods. How a folder becomes one is in `loading.py`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
-from rasterformer.checkpoint import latest_checkpoint, load_checkpoint, load_model_folder, save_model_folder
+from rasterformer.checkpoint import save_model_folder
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.conditioning.sources import luma, make_source, masked_source, source_generators
 from rasterformer.data.decode import to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
 from rasterformer.distributions.pmf import check_options
-from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
+from rasterformer.errors import ConfigError, ShapeError, did_you_mean
 from rasterformer.evaluation.likelihood import num_dims
-from rasterformer.image_to_image import Canvas, draw_canvas, plan_canvas
+from rasterformer.image_to_image import draw_canvases, plan_canvas, to_pictures
 from rasterformer.interfaces import Autoregressive, Batch, Cond, Known, OnStep, SampleOptions
 from rasterformer.recipe import Recipe
-from rasterformer.recipe_file import recipe_from_dict, recipe_hash, recipe_to_dict
+from rasterformer.recipe_file import recipe_hash, recipe_to_dict
 from rasterformer.tasks import (
     TASKS,
     Colourise,
@@ -278,7 +278,7 @@ class System:
         task, shape = self._task(), self.source_shape
         assert shape is not None, "a task has sources"
         check_options(SampleOptions(temperature, top_k, top_p))
-        pictures = _pictures(images)
+        pictures = to_pictures(images)
         if shape.has_mask and known is None:
             raise ConfigError("known is missing: say which pixels of each image stay as they are, bool [h, w].")
         if not shape.has_mask and known is not None:
@@ -312,23 +312,13 @@ class System:
             return x
 
         results: list[Tensor] = []
-        for group in _same_size(canvases, max(1, plan.batch_size // n)):
-            rows = slice(group[0], group[-1] + 1)
-            together = _joined([canvases[k] for k in group])
-            drawn = draw_canvas(
-                together,
-                self.codec,
-                draw_pieces,
-                cond=cond.rows(rows),
-                n=n,
-                seed=seed,
-                first=group[0],
-                pieces_at_a_time=plan.batch_size,
-            )
-            for k, result in zip(group, drawn, strict=True):
-                results.append(result)
-                if on_images is not None:
-                    on_images(k, result)
+        drawn = draw_canvases(
+            canvases, self.codec, draw_pieces, cond=cond, n=n, seed=seed, pieces_at_a_time=plan.batch_size
+        )
+        for k, result in drawn:
+            results.append(result)
+            if on_images is not None:
+                on_images(k, result)
         return results if as_tensor else [to_pil(result) for result in results]
 
     def upscale(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
@@ -616,98 +606,8 @@ class System:
         )
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None) -> System:
-    """Loads a model folder, a run folder or a checkpoint, in evaluation mode.
-
-    Of a run its finished model is taken, or else its newest checkpoint that verifies; of a checkpoint the averaged
-    weights, where it has them. Nothing is looked up on a network.
-
-    Args:
-        path: the folder.
-        device: where the weights go. None: a CUDA device where there is one, else the processor.
-
-    Raises:
-        CheckpointError: there is no such folder, a file is damaged, or the weights do not fit the recipe.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{str(path)!r}: there is no such folder. Give a run, a model folder or a checkpoint.")
-    origin = folder
-    if not (folder / "config.json").is_file():
-        if (folder / "model" / "config.json").is_file():
-            origin = folder / "model"
-        else:
-            newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-            if newest is None:
-                raise CheckpointError(
-                    f"{str(path)!r}: holds no model: neither config.json, nor model/, nor a finished checkpoint."
-                )
-            origin = newest
-    if (origin / "state.json").is_file():
-        checkpoint = load_checkpoint(origin)
-        config, state = checkpoint.config, checkpoint.tensors.get("ema", checkpoint.tensors["model"])
-    else:
-        config, state = load_model_folder(origin)
-    recipe = recipe_from_dict(config["recipe"], where=f"{origin}/config.json")
-    system = System.create(recipe, class_names=config.get("class_names", ()), num_classes=config["num_classes"])
-    check_weights(system.model, state, str(origin))
-    system.model.load_state_dict(state)
-    system.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    system.steps, system.origin = config.get("steps", 0), str(path)
-    return system
-
-
-def check_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Compares names and shapes before anything is copied.
-
-    Raises:
-        CheckpointError: a weight is missing, unknown or of another shape.
-    """
-    expected = model.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, the recipe makes it {list(weight.shape)}"
-        for name, weight in expected.items()
-        if name in state and state[name].shape != weight.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{where}: the weights do not fit the recipe: {'; '.join(wrong[:5])}.")
-
-
 def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, size))
-
-
-def _pictures(images: Images) -> list[Tensor]:
-    """Each as uint8 [3, h, w]."""
-    if isinstance(images, Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ShapeError(f"images are {images.dtype} {list(images.shape)}; torch.uint8 [B, 3, h, w] is needed.")
-        pictures = list(images.cpu())
-    else:
-        pictures = [torch.from_numpy(np.array(to_rgb(image)[0])).permute(2, 0, 1) for image in images]
-    if not pictures:
-        raise ConfigError("no images were given. Give at least one.")
-    return pictures
-
-
-def _same_size(canvases: Sequence[Canvas], most: int) -> Iterator[list[int]]:
-    """Numbers of consecutive canvases of one size, at most so many."""
-    group: list[int] = []
-    for k, canvas in enumerate(canvases):
-        if group and (len(group) == most or canvases[group[0]].source.shape != canvas.source.shape):
-            yield group
-            group = []
-        group.append(k)
-    yield group
-
-
-def _joined(canvases: Sequence[Canvas]) -> Canvas:
-    """Canvases of one size as one."""
-    first = canvases[0]
-    known = None if first.known is None else torch.cat([c.known for c in canvases if c.known is not None])
-    return Canvas(torch.cat([c.source for c in canvases]), known, first.waves, first.factor)
 
 
 def _collected(batches: Iterator[tuple[int, Tensor]], on_images: OnImages | None) -> Tensor:

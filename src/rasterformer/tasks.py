@@ -52,6 +52,10 @@ class Inpaint:
     def problems(self, image_size: int) -> list[str]:
         """Returns what is wrong with it for targets of `image_size` pixels, one sentence each."""
         found = [] if self.masks else ["task.masks is empty. Name at least one kind of mask."]
+        if image_size < 4:
+            found.append(
+                f"data.image_size = {image_size} must be at least 4 pixels for task inpaint, whose masks need them."
+            )
         for name in ("most_rectangles", "most_strokes"):
             if getattr(self, name) < 1:
                 found.append(f"task.{name} = {getattr(self, name)} must be at least 1.")
@@ -117,7 +121,8 @@ class Paired:
             found.append("task.source_path is missing: the folder with the source images.")
         if self.source_size is not None and (self.source_size < 1 or image_size % self.source_size):
             found.append(
-                f"task.source_size = {self.source_size} must divide data.image_size = {image_size}, or be null, for the same size."
+                f"task.source_size = {self.source_size} must divide data.image_size = {image_size}, "
+                "or be null, for the same size."
             )
         return found
 

@@ -139,3 +139,43 @@ def test_one_broken_file_among_good_ones_does_not_stop_training(capsys: pytest.C
     assert "broken.png" in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "run"), "-n", "2", "--out", str(tmp_path / "drawn")]) == 0
     assert (tmp_path / "drawn" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["upscale", "restore", "colourise", "denoise", "transform"])
+def test_a_model_of_images_alone_makes_nothing_from_a_picture(fails: Fails, run: Path, tmp_path: Path, command: str) -> None:
+    more = ["--rectangle", 0, 0, 2, 2] if command == "restore" else []
+    said = fails(command, run, picture(tmp_path / "a.png"), *more, "--out", tmp_path / "out")
+    assert f"{command} needs a model" in said and f"{run} was trained for images alone" in said
+
+
+def test_a_model_with_a_task_draws_nothing_without_a_source(fails: Fails, tmp_path: Path) -> None:
+    from rasterformer.recipe_file import load_recipe
+    from rasterformer.system import System
+
+    recipe = load_recipe("tiny", [("task.name", "super_resolution"), ("model.encoder_depth", "1")])
+    System.create(recipe).save(tmp_path / "model")
+    said = fails("sample", tmp_path / "model", "--out", tmp_path / "out")
+    assert "sample draws images from nothing" in said and "upscale" in said
+    said = fails("complete", tmp_path / "model", picture(tmp_path / "a.png"), "--out", tmp_path / "out")
+    assert "complete draws images from nothing" in said and "transform" in said
+
+
+def test_a_task_without_an_encoder_and_an_encoder_without_a_task_are_explained(fails: Fails) -> None:
+    assert "model.encoder_depth is null" in fails("train", "tiny", "--task.name", "denoise", "--dry-run")
+    assert "model.encoder_depth = 1" in fails("train", "tiny", "--model.encoder_depth", "1", "--dry-run")
+
+
+def test_a_factor_that_does_not_divide_is_named_with_those_that_do(fails: Fails) -> None:
+    said = fails("train", "upscale", "--task.factor", "5", "--dry-run")
+    assert "task.factor = 5 does not divide data.image_size = 32" in said and "2, 4, 8, 16, 32" in said
+
+
+def test_pictures_in_pairs_need_their_second_folder(fails: Fails, tmp_path: Path) -> None:
+    words = ["train", "tiny", "--task.name", "paired", "--model.encoder_depth", "1", "--out", tmp_path / "run"]
+    assert "task.source_path is missing" in fails(*words)
+    for folder, names in (("targets", "ab"), ("sources", "a")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            picture(tmp_path / folder / f"{name}.png")
+    said = fails(*words, "--data", tmp_path / "targets", "--task.source_path", tmp_path / "sources")
+    assert "1 of" in said and "'b.png'" in said and "task.source_path" in said

@@ -13,8 +13,15 @@ from torch import Tensor
 
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
-from rasterformer.evaluation.likelihood import bits_per_dim, evaluate_likelihood, likelihood_report, mean_interval
-from rasterformer.interfaces import Cond
+from rasterformer.evaluation.likelihood import (
+    bits_per_dim,
+    evaluate_likelihood,
+    likelihood_report,
+    mean_interval,
+    num_dims,
+    ratio_interval,
+)
+from rasterformer.interfaces import Batch, Cond
 
 
 def image_set(images: Tensor, labels: Tensor | None = None, *, lossless: bool | None = True) -> ImageSet:
@@ -247,3 +254,97 @@ def test_channel_nats_of_another_shape_are_refused(channel_nats):
             seconds=1.0,
             channel_nats=channel_nats,
         )
+
+
+def test_ratio_interval_is_the_mean_interval_where_all_images_have_as_many_dimensions():
+    bits = 100 + 10 * torch.randn(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert ratio_interval(bits, torch.full((30,), 48)) == pytest.approx(mean_interval(bits / 48), abs=1e-12)
+
+
+def test_ratio_interval_is_the_formula():
+    """Totals 2 and 8 over 1 and 3 dimensions: ratio 10 / 4, residuals -1/2 and 1/2, standard error (1/2) / 2 / 1."""
+    low, high = ratio_interval(torch.tensor([2.0, 8.0], dtype=torch.float64), torch.tensor([1, 3]))
+    assert (low, high) == pytest.approx((2.5 - 1.959963985 / 4, 2.5 + 1.959963985 / 4), abs=1e-9)
+    assert ratio_interval(torch.tensor([5.0], dtype=torch.float64), torch.tensor([3])) is None
+
+
+def test_ratio_interval_covers_the_true_ratio_where_dimensions_differ():
+    """Images with more unknown dimensions have more bits on each; a mean over images would be of something else."""
+    rng = torch.Generator().manual_seed(0)
+    dims = torch.randint(10, 61, (2000, 60), generator=rng)  # mean 35, variance (51^2 - 1) / 12
+    each = 2 + 0.02 * dims + 0.5 * torch.randn(dims.shape, dtype=torch.float64, generator=rng)
+    true = 2 + 0.02 * (35**2 + (51**2 - 1) / 12) / 35  # E[dims * each] / E[dims]
+
+    def covered(intervals) -> float:
+        return sum(low <= true <= high for low, high in intervals) / 2000
+
+    ratio = covered(ratio_interval(row * count, count) for row, count in zip(each, dims, strict=True))
+    # Student's t puts 94.5 % within 1.96 standard errors; the ratio's are a little too short for 60 images (of order 1/60)
+    assert abs(ratio - 0.9453) < 4 * math.sqrt(0.95 * 0.05 / 2000) + 1 / 60
+    assert covered(mean_interval(row) for row in each) < 0.8
+
+
+def some_known(num_images: int) -> Tensor:
+    """bool [N, 4, 4]; another number of known pixels in each image."""
+    places = torch.randperm(16, generator=torch.Generator().manual_seed(2))
+    return torch.stack([(places < 3 * k + 1).view(4, 4) for k in range(num_images)])
+
+
+class KnowsSome:
+    """Known pixels cost nothing; the others as many nats as their value + 1."""
+
+    def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
+        assert cond.known is not None, "no mask came"
+        return (images.float() + 1) * ~cond.known[:, None]
+
+
+def with_mask(batch: Batch, first: int) -> Batch:
+    known = some_known(5)[first : first + len(batch.images)]
+    return Batch(batch.images, Cond(source=batch.images * known[:, None], known=known))
+
+
+def test_known_pixels_are_no_dimensions():
+    images = random_images(5)
+    batch = with_mask(Batch(images), 0)
+    counts = [3 * sum(not flag for row in mask for flag in row) for mask in batch.cond.known.tolist()]
+    assert num_dims(batch).tolist() == counts == [45, 36, 27, 18, 9]
+    assert num_dims(batch).dtype == torch.int64
+    assert num_dims(Batch(images)).tolist() == [48] * 5
+    assert num_dims(Batch(images, Cond(source=images))).tolist() == [48] * 5
+
+
+def test_bits_per_dim_given_the_source_are_over_unknown_dimensions_only():
+    images, known = random_images(5, values=9), some_known(5)
+    nats, dims = [0.0] * 3, 0
+    for image, mask in zip(images.tolist(), known.tolist(), strict=True):
+        for row in range(4):
+            for col in range(4):
+                if not mask[row][col]:
+                    dims += 3
+                    for channel in range(3):
+                        nats[channel] += image[channel][row][col] + 1
+    report = evaluate(KnowsSome(), image_set(images), task="inpaint", with_source=with_mask, batch_size=2)
+    assert report.bits_per_dim == pytest.approx(sum(nats) / dims / math.log(2), rel=1e-12)
+    assert report.per_channel == pytest.approx([part / (dims / 3) / math.log(2) for part in nats], rel=1e-12)
+    assert report.nats_per_image == pytest.approx(sum(nats) / 5, rel=1e-12)
+    assert (report.num_dims, report.unknown_share) == (48, pytest.approx(dims / 5 / 48))
+    assert report.interval is not None and report.interval[0] < report.bits_per_dim < report.interval[1]
+    said = printed(report)
+    assert "exact likelihood given the source, inpaint" in said
+    assert "48 an image, of which 56.2 % are unknown and counted" in said
+    assert (report.to_dict()["task"], report.to_dict()["unknown_share"]) == ("inpaint", 0.5625)
+
+
+def test_without_a_source_nothing_is_said_of_one():
+    report = evaluate(UNIFORM, image_set(random_images(3)))
+    assert report.task is None and report.unknown_share == 1
+    assert "given" not in printed(report) and "unknown" not in printed(report)
+
+
+def test_an_image_of_which_all_is_known_has_no_bits_per_dim():
+    images = random_images(2)
+    everything = Batch(images, Cond(source=images, known=torch.ones(2, 4, 4, dtype=torch.bool)))
+    with pytest.raises(ConfigError, match="num_dims = 0 must be at least 1"):
+        evaluate(KnowsSome(), image_set(images), with_source=lambda batch, first: everything)
+    with pytest.raises(ConfigError, match="num_dims = 0 must be at least 1"):
+        bits_per_dim(torch.ones(2), torch.tensor([3, 0]))

@@ -7,8 +7,9 @@ import torch
 
 from rasterformer.cli.main import main
 from rasterformer.interfaces import Batch, Cond
+from rasterformer.loading import load
 from rasterformer.recipe_file import load_recipe
-from rasterformer.system import System, load
+from rasterformer.system import System
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

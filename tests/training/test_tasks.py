@@ -151,8 +151,6 @@ def test_each_step_has_masks_of_its_own(tmp_path: Path) -> None:
     assert len({mask.numpy().tobytes() for mask in expected}) > 8
 
 
-# FAILS: accumulate_gradients gives every part the same weight, but the loss of a part is a mean over its own unknown
-# dimensions. It should weigh a part by its share of them: loss.total * loss.dims.sum() / num_dims(batch).sum().
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_gradients_of_inpainting_equal_those_of_the_whole_batch(parts: int) -> None:
     """float32 sums in another order: 1e-5 of the largest gradient."""

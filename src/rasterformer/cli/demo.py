@@ -29,8 +29,8 @@ def demo(*, out: Path = Path("demo"), minutes: float = 2.0, recipe: str = "demo"
     from rasterformer.data.png import image_grid
     from rasterformer.evaluation import report
     from rasterformer.evaluation.likelihood import evaluate_likelihood
+    from rasterformer.loading import load
     from rasterformer.recipe_images import open_recipe_images
-    from rasterformer.system import load
     from rasterformer.training.log import duration, read_metrics
     from rasterformer.training.run import train_recipe
 

@@ -98,7 +98,8 @@ def draw_from_images(
     trained = None if system.recipe.task is None else task_name(system.recipe.task)
     if trained is None or (task is not None and trained != task):
         wanted = "a model with a task" if task is None else f"a model of the task {task}"
-        hint = f" `rasterformer transform {shlex.quote(str(model))}` does what it was trained for." if trained else ""
+        use = "restore" if trained == "inpaint" else "transform"
+        hint = f" `rasterformer {use} {shlex.quote(str(model))}` does what it was trained for." if trained else ""
         raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {trained or 'images alone'}.{hint}")
     files = find_pictures(images)
     pictures = [_read(path) for path in files]
@@ -128,19 +129,12 @@ def draw_from_images(
         "seed": drawing.seed,
         "precision": drawing.precision,
     }
-    stems = [path.stem for path in files]
-    if len(set(stems)) < len(stems) and not drawing.beside:
-        stems = [f"{number:03d}-{stem}" for number, stem in enumerate(stems)]
+    places = result_places(files, command, drawing)
     done: dict[int, Tensor] = {}
-
-    def place(which: int, k: int) -> Path:
-        if drawing.beside:
-            return files[which].parent / f"{stems[which]}-{command}-{k}.png"
-        return drawing.out / f"{stems[which]}-{k}.png"
 
     def keep(which: int, results: Tensor) -> None:
         for k, result in enumerate(results):
-            write_png(place(which, k), result, metadata={**about, "image": files[which].name, "result": k})
+            write_png(places[which][k], result, metadata={**about, "image": files[which].name, "result": k})
         done[which] = results
 
     stopped = False
@@ -168,7 +162,7 @@ def draw_from_images(
     where = "beside their pictures" if drawing.beside else f"in {drawing.out}"
     print(f"{'stopped: ' if stopped else ''}{len(done) * drawing.n} of {len(files) * drawing.n} results are {where}")
     if not drawing.beside:
-        by_size: dict[tuple[int, ...], list[Tensor]] = {}
+        by_size: dict[tuple[int, int], list[Tensor]] = {}
         for which, results in done.items():
             size = (results.shape[2], results.shape[3])
             mask = None if known is None else known[which][None]
@@ -177,8 +171,8 @@ def draw_from_images(
             row = [*visible_source(Cond(source=source, known=mask), size), *results]
             row += [] if originals is None else [originals[which]]
             by_size.setdefault(size, []).append(torch.stack(row))
-        for number, rows in enumerate(by_size.values()):
-            path = drawing.out / ("sheet.png" if len(by_size) == 1 else f"sheet-{number}.png")
+        for (height, width), rows in by_size.items():
+            path = drawing.out / ("sheet.png" if len(by_size) == 1 else f"sheet-{width}x{height}.png")
             sheet = image_grid(torch.cat(rows), columns=len(rows[0]), scale=drawing.scale)
             write_png(path, sheet, metadata=about)
             print(f"{path} shows source | results{'' if originals is None else ' | original'}")
@@ -211,6 +205,31 @@ def find_pictures(images: Sequence[str]) -> list[Path]:
             )
         found += paths
     return found
+
+
+def result_places(files: Sequence[Path], command: str, drawing: Drawing) -> list[list[Path]]:
+    """Where the n results of each picture go; pictures of the same name get numbers.
+
+    Raises:
+        ConfigError: a result or the sheet would overwrite one of the pictures.
+    """
+    folders = [path.parent if drawing.beside else drawing.out for path in files]
+    stems = [path.stem for path in files]
+    if len(set(zip(folders, stems, strict=True))) < len(files):
+        stems = [f"{number:03d}-{stem}" for number, stem in enumerate(stems)]
+    infix = f"-{command}" if drawing.beside else ""
+    places = [
+        [folder / f"{stem}{infix}-{k}.png" for k in range(drawing.n)]
+        for folder, stem in zip(folders, stems, strict=True)
+    ]
+    sheets = [] if drawing.beside else [drawing.out / "sheet.png"]
+    pictures = {path.resolve() for path in files}
+    for place in [*sheets, *(place for of_picture in places for place in of_picture)]:
+        if place.resolve() in pictures:
+            raise ConfigError(
+                f"{place} would be overwritten, and is one of the pictures. Give another --out, or fewer pictures."
+            )
+    return places
 
 
 def to_pil_list(pictures: Sequence[Tensor]) -> list[Image.Image]:

@@ -170,16 +170,16 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
 def accumulate_gradients(system: System, batch: Batch) -> float:
     """Adds the gradients of a batch, part by part; returns its bits/dim."""
     training, device = system.recipe.training, system.device
-    parts, nats, dims = training.accumulation_steps, 0.0, 0
-    size = len(batch.images) // parts
+    size = len(batch.images) // training.accumulation_steps
+    all_dims, nats = int(num_dims(batch).sum()), 0.0
     for first in range(0, len(batch.images), size):
         rows = slice(first, first + size)
         x, cond = system.codec.encode(batch.images[rows]).to(device), batch.cond.rows(rows).to(device)
         with autocast(training, device):
             loss = system.model.loss(x, cond, rng=None)
-        (loss.total / parts).backward()
-        nats, dims = nats + float(loss.nats.sum()), dims + int(loss.dims.sum())
-    return nats / dims / math.log(2)
+        (loss.total * (loss.dims.sum() / all_dims)).backward()  # a part counts by its dimensions
+        nats += float(loss.nats.sum())
+    return nats / all_dims / math.log(2)
 
 
 def autocast(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:

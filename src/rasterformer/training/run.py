@@ -11,10 +11,11 @@ import torch
 
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
+from rasterformer.loading import load
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System, load
+from rasterformer.system import System
 from rasterformer.tasks import Colourise, Denoise, Inpaint, SuperResolution, task_name
 from rasterformer.training.log import duration, read_metrics
 from rasterformer.training.loop import Run, train

@@ -18,7 +18,8 @@ from rasterformer.checkpoint import (
 )
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError
-from rasterformer.system import System, check_weights
+from rasterformer.loading import check_weights
+from rasterformer.system import System
 from rasterformer.training.averages import ExponentialMovingAverage, mean_of_weights
 
 
