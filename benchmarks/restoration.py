@@ -9,7 +9,6 @@ sources, and measures the samples. Expected time: 8 minutes of training for each
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ import torch
 
 from benchmarks import render
 from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
-from benchmarks.super_resolution import likelihood, run_record
+from benchmarks.runs import likelihood, load_or_train, run_record
 from rasterformer.data.png import write_png
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
 from rasterformer.image_to_image import source_sheet
-from rasterformer.loading import load
 from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
-from rasterformer.training.run import train_recipe
 
 NAMES = ("inpaint", "colourise", "denoise")
 SHEET_SOURCES = 8
@@ -48,23 +45,16 @@ def main(arguments: list[str]) -> None:
     if options.images < SHEET_SOURCES or options.n < 2 or not options.minutes > 0:
         parser.error(f"--images must be at least {SHEET_SOURCES}, -n at least 2 and --minutes above 0.")
     try:
-        tasks = {name: measure(name, trained(name, options), options) for name in NAMES}
+        tasks = {}
+        for name in NAMES:
+            recipe = load_recipe(name, [("data.path", options.data)])
+            system = load_or_train(recipe, options.out / name, minutes=options.minutes)
+            tasks[name] = measure(name, system, options)
     except RasterformerError as error:
         sys.exit(str(error))
     write_json(options.results / "restoration.json", {"tasks": tasks, **circumstances()})
     if options.render:
         render.main([])
-
-
-def trained(name: str, options: argparse.Namespace) -> System:
-    """Loads the run, which is trained first where it is not there."""
-    folder = options.out / name
-    if not (folder / "model").is_dir():
-        recipe = load_recipe(name, [("data.path", options.data)])
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=options.minutes))
-        if not train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists()):
-            sys.exit("stopped. The same command goes on.")
-    return load(folder)
 
 
 def measure(name: str, system: System, options: argparse.Namespace) -> dict[str, Any]:

@@ -20,19 +20,17 @@ from torch import Tensor
 
 from benchmarks import render
 from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
+from benchmarks.runs import likelihood, load_or_train, run_record
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
-from rasterformer.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, mean_interval
+from rasterformer.evaluation.likelihood import mean_interval
 from rasterformer.image_to_image import visible_source
-from rasterformer.loading import load
 from rasterformer.recipe import Recipe
-from rasterformer.recipe_file import load_recipe, recipe_to_dict
+from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
-from rasterformer.tasks import task_name
-from rasterformer.training.run import train_recipe
 
 NAMES = ("1d", "2d", "alone")
 TEMPERATURES = (1.0, 0.9, 0.8)
@@ -54,7 +52,10 @@ def main(arguments: list[str]) -> None:
     if options.images < SHEET_SOURCES or options.n < 2 or not options.minutes > 0:
         parser.error(f"--images must be at least {SHEET_SOURCES}, -n at least 2 and --minutes above 0.")
     try:
-        systems = {name: trained(name, options) for name in NAMES}
+        systems = {
+            name: load_or_train(recipe_of(name, options.data), options.out / name, minutes=options.minutes)
+            for name in NAMES
+        }
         record = measure(systems, options)
     except RasterformerError as error:
         sys.exit(str(error))
@@ -63,22 +64,12 @@ def main(arguments: list[str]) -> None:
         render.main([])
 
 
-def recipe_of(name: str, data: str, minutes: float) -> Recipe:
+def recipe_of(name: str, data: str) -> Recipe:
     """The recipe of a run."""
     recipe = load_recipe("upscale-2d" if name == "2d" else "upscale", [("data.path", data)])
     if name == "alone":
         recipe = dataclasses.replace(recipe, task=None, model=dataclasses.replace(recipe.model, encoder_depth=None))
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=minutes))
-
-
-def trained(name: str, options: argparse.Namespace) -> System:
-    """Loads the run, which is trained first where it is not there."""
-    folder = options.out / name
-    if not (folder / "model").is_dir():
-        recipe = recipe_of(name, options.data, options.minutes)
-        if not train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists()):
-            sys.exit("stopped. The same command goes on.")
-    return load(folder)
+    return recipe
 
 
 def measure(systems: dict[str, System], options: argparse.Namespace) -> dict[str, Any]:
@@ -123,28 +114,6 @@ def measure(systems: dict[str, System], options: argparse.Namespace) -> dict[str
         "samples": options.n,
         "reports": reports,
         **circumstances(),
-    }
-
-
-def likelihood(name: str, system: System, held_out: ImageSet) -> LikelihoodReport:
-    """Bits/dim of all held-out images."""
-    return evaluate_likelihood(
-        system,
-        held_out,
-        model=name,
-        dtype="float32",
-        task=None if system.recipe.task is None else task_name(system.recipe.task),
-        with_source=lambda batch, first: system.with_source(batch, first=first, purpose="held-out source", seed=0),
-    )
-
-
-def run_record(system: System) -> dict[str, Any]:
-    """What was trained."""
-    return {
-        "parameters": sum(weight.numel() for weight in system.model.parameters()),
-        "steps": system.steps,
-        "minutes": system.recipe.training.minutes,
-        "recipe": recipe_to_dict(system.recipe),
     }
 
 

@@ -10,7 +10,6 @@ they differ elsewhere; for overlapping tiles, for tiles side by side, and for th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,15 @@ from torch import Tensor
 
 from benchmarks import render
 from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
-from benchmarks.super_resolution import run_record
+from benchmarks.runs import load_or_train, run_record
 from rasterformer.conditioning.resize import enlarge, reduce_area
 from rasterformer.conditioning.tiles import plan_tiles
 from rasterformer.data import open_images
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.likelihood import mean_interval
-from rasterformer.loading import load
 from rasterformer.recipe_file import load_recipe
 from rasterformer.system import System
-from rasterformer.training.run import train_recipe
 
 CUTTINGS_PER_IMAGE = 6
 SHEET_IMAGES = 6
@@ -68,11 +65,8 @@ def trained(options: argparse.Namespace) -> System:
     if not (folder / "model").is_dir():
         options.out.mkdir(parents=True, exist_ok=True)
         np.savez(cuttings, images=cut(options.data, options.image_size))
-        recipe = load_recipe("upscale", [("data.path", str(cuttings))])
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=options.minutes))
-        if not train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists()):
-            sys.exit("stopped. The same command goes on.")
-    return load(folder)
+    recipe = load_recipe("upscale", [("data.path", str(cuttings))])
+    return load_or_train(recipe, folder, minutes=options.minutes)
 
 
 def cut(data: str, image_size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -293,6 +293,8 @@ class System:
             source = luma(picture[None]) if shape.channels == 1 else picture[None]
             mask = None
             if known is not None:
+                if bool(known[k].all()):
+                    raise ConfigError(f"the mask of image {k} says that every pixel is known. Mark one or more as unknown.")
                 mask = masked_source(picture[None], known[k][None]).known
             canvases.append(plan_canvas(source, mask, shape, image_size=self.image_size, overlap=overlap, tile=tile))
         largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)
@@ -596,13 +598,18 @@ class System:
     def _card(self) -> str:
         weights = sum(p.numel() for p in self.model.parameters())
         classes = f"- classes: {', '.join(self.class_names)}\n" if self.class_names else ""
+        task, given, use = self.recipe.task, "", "model.sample(16, seed=0)"
+        if task is not None:
+            given = f"given the source (task {task_name(task)}), "
+            mask = "known=masks, " if isinstance(task, Inpaint) else ""
+            use = f"model.transform(pictures, {mask}n=4, seed=0)"
         return (
             f"# {self.recipe.system}, {self.image_size}x{self.image_size}\n\n"
             f"- {weights:,} parameters, {self.steps:,} optimiser steps, recipe {recipe_hash(self.recipe)}\n"
-            f"- likelihood: exact, {self.recipe.model.distribution}, over {self.num_dims:,} dimensions\n"
+            f"- likelihood: exact, {given}{self.recipe.model.distribution}, over {self.num_dims:,} dimensions\n"
             f"- trained on: {self.recipe.data.path}\n{classes}\n"
             "```python\nimport rasterformer\n\n"
-            'model = rasterformer.load("this folder")\nmodel.sample(16, seed=0)\n```\n'
+            f'model = rasterformer.load("this folder")\n{use}\n```\n'
         )
 
 

@@ -34,6 +34,9 @@ class Encoder(nn.Module):
 
     Attributes:
         num_positions: S.
+
+    Raises:
+        ConfigError: the blocks of local attention do not tile the source.
     """
 
     order: Tensor
@@ -50,6 +53,11 @@ class Encoder(nn.Module):
         order = raster_order(grid)
         pattern = full_pattern(self.num_positions, is_causal=False)
         if config.encoder_attention == "local_2d":
+            if any(shape.size % side for side in config.encoder_block):
+                raise ConfigError(
+                    f"model.encoder_block = {config.encoder_block} does not tile the sources of {shape.size}x{shape.size} "
+                    "pixels. Use divisors of their side, or model.encoder_attention = full."
+                )
             block = (config.encoder_block[0], config.encoder_block[1] * cells)
             order = block_raster_order(grid, block)
             flange = (config.encoder_flange[0], config.encoder_flange[1] * cells)
