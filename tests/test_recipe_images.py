@@ -1,6 +1,7 @@
 """The images of a recipe: fitted as it says and, for a paired task, with their partners."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images
 
+Split = Literal["train", "test", "all"]
 NAMES = [f"{k}.png" for k in range(10)]
 
 
@@ -47,9 +49,10 @@ def stored(path: Path) -> torch.Tensor:
 
 
 def test_without_a_second_folder_it_is_the_split_of_the_images(folders: tuple[Path, Path]) -> None:
-    parts = [open_recipe_images(recipe(folders[0]), split) for split in ("train", "test")]
+    splits: tuple[Split, Split] = ("train", "test")
+    parts = [open_recipe_images(recipe(folders[0]), split) for split in splits]
     assert sorted(parts[0].names + parts[1].names) == NAMES and all(parts)
-    for part, split in zip(parts, ("train", "test"), strict=True):
+    for part, split in zip(parts, splits, strict=True):
         direct = open_images(str(folders[0]), image_size=8, split=split, holdout_fraction=0.4)
         assert (part.names, part.fingerprint, part.sources) == (direct.names, direct.fingerprint, None)
         assert torch.equal(part.images(slice(None)), direct.images(slice(None)))
@@ -79,7 +82,7 @@ def test_a_recipe_that_names_no_images_is_refused() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test", "all"])
-def test_every_target_has_its_partner_in_every_batch(folders: tuple[Path, Path], split: str) -> None:
+def test_every_target_has_its_partner_in_every_batch(folders: tuple[Path, Path], split: Split) -> None:
     images = open_recipe_images(paired(folders), split)
     assert images.sources is not None and len(images) == len(images.sources) > 0
     index = torch.arange(len(images)).flip(0)

@@ -63,11 +63,15 @@ def test_unknown_recipe_key_suggests_the_nearest(fails: Fails) -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_explained(fails: Fails) -> None:
-    assert "model.num_heads = 5 does not divide model.width = 16" in fails("train", "tiny", "--model.num_heads", "5", "--dry-run")
+    assert "model.num_heads = 5 does not divide model.width = 16" in fails(
+        "train", "tiny", "--model.num_heads", "5", "--dry-run"
+    )
 
 
 def test_all_problems_of_a_recipe_are_reported_at_once(fails: Fails) -> None:
-    said = fails("train", "tiny", "--model.num_heads", "5", "--training.batch_size", "0", "--data.flip", "1", "--dry-run")
+    said = fails(
+        "train", "tiny", "--model.num_heads", "5", "--training.batch_size", "0", "--data.flip", "1", "--dry-run"
+    )
     assert all(name in said for name in ("model.num_heads", "training.batch_size", "flip"))
 
 
@@ -123,12 +127,16 @@ def test_resuming_with_another_recipe_names_the_difference(fails: Fails, run: Pa
     assert "model.depth was 2, is 3" in said
 
 
-@pytest.mark.parametrize(("option", "value"), [("--temperature", "0"), ("--top-k", "0"), ("--top-p", "1.5"), ("-n", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--temperature", "0"), ("--top-k", "0"), ("--top-p", "1.5"), ("-n", "0")]
+)
 def test_sampling_options_out_of_range_are_named(fails: Fails, run: Path, option: str, value: str) -> None:
     assert value in fails("sample", run, option, value)
 
 
-def test_one_broken_file_among_good_ones_does_not_stop_training(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_one_broken_file_among_good_ones_does_not_stop_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for k in range(24):
@@ -142,7 +150,9 @@ def test_one_broken_file_among_good_ones_does_not_stop_training(capsys: pytest.C
 
 
 @pytest.mark.parametrize("command", ["upscale", "restore", "colourise", "denoise", "transform"])
-def test_a_model_of_images_alone_makes_nothing_from_a_picture(fails: Fails, run: Path, tmp_path: Path, command: str) -> None:
+def test_a_model_of_images_alone_makes_nothing_from_a_picture(
+    fails: Fails, run: Path, tmp_path: Path, command: str
+) -> None:
     more = ["--rectangle", 0, 0, 2, 2] if command == "restore" else []
     said = fails(command, run, picture(tmp_path / "a.png"), *more, "--out", tmp_path / "out")
     assert f"{command} needs a model" in said and f"{run} was trained for images alone" in said

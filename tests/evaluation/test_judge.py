@@ -1,6 +1,7 @@
 """From a system and its images to a report: which images, which sources, which samples."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,12 +60,12 @@ def make(task: str | None) -> System:
 
 
 def known_likelihood() -> LikelihoodReport:
-    options = {"num_dims": 3 * SIDE**2, "model": "runs/toy", "dtype": "float32", "seconds": 1.0}
+    options: dict[str, Any] = {"num_dims": 3 * SIDE**2, "model": "runs/toy", "dtype": "float32", "seconds": 1.0}
     return likelihood_report(torch.tensor([900.0, 1000.0, 1100.0]), HELD_OUT, **options)
 
 
-def judge(task: str | None, held_out: ImageSet = HELD_OUT, **options: object) -> ImageToImageReport:
-    words = {"num_images": 2, "n": 2, "temperature": 0.9, "seed": 4, "with_frechet": False} | options
+def judge(task: str | None, held_out: ImageSet = HELD_OUT, **options: Any) -> ImageToImageReport:
+    words: dict[str, Any] = {"num_images": 2, "n": 2, "temperature": 0.9, "seed": 4, "with_frechet": False} | options
     return judge_samples(make(task), held_out, TRAINING, known_likelihood(), **words)
 
 
@@ -107,7 +108,7 @@ def test_the_head_of_the_report_says_what_was_judged() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"temperature": 0.2}])
-def test_seed_and_temperature_reach_the_samples(change: dict[str, float]) -> None:
+def test_seed_and_temperature_reach_the_samples(change: dict[str, Any]) -> None:
     assert judge("colourise").rows["model"] == judge("colourise").rows["model"]
     assert judge("colourise", **change).rows["model"] != judge("colourise").rows["model"]
 
