@@ -294,7 +294,9 @@ class System:
             mask = None
             if known is not None:
                 if bool(known[k].all()):
-                    raise ConfigError(f"the mask of image {k} says that every pixel is known. Mark one or more as unknown.")
+                    raise ConfigError(
+                        f"the mask of image {k} says that every pixel is known. Mark one or more as unknown."
+                    )
                 mask = masked_source(picture[None], known[k][None]).known
             canvases.append(plan_canvas(source, mask, shape, image_size=self.image_size, overlap=overlap, tile=tile))
         largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)

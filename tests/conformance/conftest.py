@@ -122,6 +122,17 @@ CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int] | tuple[dict[str, Any], 
             0,
             (1, 1),
         ),
+        "cat-source-rest": (
+            {**ENCODER, **MODERN, "block_length": 7, "memory_length": 7, "source_rest": True, "aligned_source": True},
+            0,
+            (3, 2),
+        ),
+        "cat-source-rest-2d": (
+            {**ENCODER, "attention": "local_2d", "query_block": (2, 1), "flange": (1, 1), "source_rest": True}
+            | {"encoder_depth": 0, "source_attention_layers": (0,)},
+            0,
+            (3, 2),
+        ),
         "dmol-source-pixels-aligned": (
             {
                 **DMOL,

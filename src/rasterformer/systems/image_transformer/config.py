@@ -52,6 +52,8 @@ class Config:
         encoder_block, encoder_flange: block and the frame around it that `local_2d` of the encoder sees, source pixels.
         encoder_kernel: rows and columns, both odd, that the first map of its feed-forwards sees; 1x1 is the paper's.
         source_attention_layers: which decoder layers attend to the encoder's positions. None: all (paper).
+        source_rest: tell each position, and its output, the mean of what is left of its source pixel's area (super-resolution,
+            or a source of the same size, in colour; `categorical`).
         aligned_source: add to each position what the encoder made of the source pixel that lies there.
     """
 
@@ -92,6 +94,7 @@ class Config:
     encoder_kernel: tuple[int, int] = (1, 1)
     source_attention_layers: tuple[int, ...] | None = None
     aligned_source: bool = False
+    source_rest: bool = False
 
     @property
     def takes_source(self) -> bool:
@@ -145,6 +148,8 @@ class Config:
                 found.append(f"model.{name} has {wrong}, but layers are counted 0..{self.depth - 1}.")
         if self.encoder_depth is not None and self.encoder_depth < 0:
             found.append(f"model.encoder_depth = {self.encoder_depth} must not be negative, or be null.")
+        if self.source_rest and (self.distribution != "categorical" or self.encoder_depth is None):
+            found.append("model.source_rest = true needs model.distribution = 'categorical' and model.encoder_depth.")
         if min(self.encoder_block) < 1 or min(self.encoder_flange) < 0:
             found.append(
                 f"model.encoder_block = {self.encoder_block} must be positive and model.encoder_flange = "

@@ -31,6 +31,7 @@ from rasterformer.systems.image_transformer.config import Config
 from rasterformer.systems.image_transformer.encoder import Encoder
 from rasterformer.systems.image_transformer.input import Input, InputStep, NeighbourhoodInput, PixelInput, TableInput
 from rasterformer.systems.image_transformer.output import Head, PlainHead, ResidualCategoricalHead, ResidualMixtureHead
+from rasterformer.systems.image_transformer.source_rest import SourceRest
 from rasterformer.tasks import SourceShape
 
 
@@ -45,6 +46,7 @@ class DecodingState:
     places: Tensor | None  # [L, D], what is added to each position
     condition: Tensor | None  # [B, 1, D]
     aligned: Tensor | None  # [B, S, D], what is added where each source cell lies
+    source: Tensor | None  # uint8 [B, 3, h, w], where it is needed at each position
     input: InputStep
     layers: list[LayerStep]
 
@@ -118,6 +120,13 @@ class ImageTransformer(Autoregressive):
             self.align = nn.Linear(width, width, bias=False)
             cells = self.encoder.cells_at(rows, columns, None if is_joint else cols % 3, image_size)
         self.register_buffer("cells", cells, persistent=False)  # [L, m], which source cells lie where a position lies
+        self.rest: SourceRest | None = None
+        if config.source_rest:
+            if source is None or source.channels != 3 or source.has_mask:
+                raise ConfigError(
+                    "model.source_rest = true needs sources of three channels without a mask. Set it to false."
+                )
+            self.rest = SourceRest(width, codec, source)
 
         head_dim = config.heads_width // config.num_heads
         angles = rotary_angles(rows, cols, head_dim) if config.rotary else None
@@ -175,13 +184,13 @@ class ImageTransformer(Autoregressive):
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         """x int64 [B, L, E] -> params [B, L, P]; params[:, i] depends only on x[:, :i] and cond."""
-        return self._output(self.features(x, cond), x, self.all_positions)
+        return self._output(self.features(x, cond), x, cond.source, self.all_positions)
 
     def features(self, x: Tensor, cond: Cond) -> Tensor:
         """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
         source = self._encode(cond, len(x))
         h = _add(self.input(x), self._places(), self._condition(cond, len(x)))
-        h = self.dropout(_add(h, self._aligned(source, slice(None))))
+        h = self.dropout(_add(h, self._aligned(source, slice(None)), self._rest(x, cond.source, self.all_positions)))
         for layer in self.layers:
             h = layer(h, source)
         return self.final_norm(h)
@@ -204,10 +213,10 @@ class ImageTransformer(Autoregressive):
             part = slice(first, first + size)
             counted = None if unknown is None else unknown[:, part]
             if size < length and torch.is_grad_enabled():
-                arguments = (h[:, part], x, positions[part], counted)
+                arguments = (h[:, part], x, cond.source, positions[part], counted)
                 nats = nats + checkpoint(self._chunk_nats, *arguments, use_reentrant=False)
             else:
-                nats = nats + self._chunk_nats(h[:, part], x, positions[part], counted)
+                nats = nats + self._chunk_nats(h[:, part], x, cond.source, positions[part], counted)
         return Loss(total=nats.sum() / dims.sum(), nats=nats.detach(), dims=dims, bound="exact")
 
     def sample(
@@ -226,7 +235,7 @@ class ImageTransformer(Autoregressive):
         """Returns params [B, 1, P] of position 0 and the state that `step` carries on."""
         like = self.layers[0].feed_forward.down.weight
         x = None
-        if self.head.sees_neighbours:
+        if self.head.sees_neighbours or self.rest is not None:
             x = torch.zeros(batch_size, *self.x_shape, dtype=torch.int64, device=like.device)
         places, condition = self._places(), self._condition(cond, batch_size)
         source = self._encode(cond, batch_size)
@@ -237,6 +246,7 @@ class ImageTransformer(Autoregressive):
             places=None if places is None else places.to(like.dtype),
             condition=condition,
             aligned=aligned,
+            source=cond.source if self.rest is not None else None,
             input=self.input.stepper(batch_size, like),
             layers=[LayerStep(layer, batch_size, like, source) for layer in self.layers],
         )
@@ -271,7 +281,8 @@ class ImageTransformer(Autoregressive):
         return Known(x, cond.known.flatten(1)[:, self.pixels])
 
     def state_bytes(self, batch_size: int) -> int:
-        """Bytes of caches, of the symbols where the head looks at them, of the class vectors, and of learned positions."""
+        """Bytes of caches, of the symbols where the head looks at them, of the source where it is needed at each step, of the
+        class vectors, and of learned positions."""
         like = self.layers[0].feed_forward.down.weight.to("meta")
         kept = sum(LayerStep(layer, batch_size, like).nbytes for layer in self.layers)
         kept += self.input.stepper_bytes(batch_size, like)
@@ -280,8 +291,10 @@ class ImageTransformer(Autoregressive):
             of_layers = [layer.source_attention for layer in self.layers if layer.source_attention is not None]
             kept += sum(attention.kept_bytes(batch_size, size, like) for attention in of_layers)
             kept += batch_size * size * self.config.width * like.element_size() if self.align is not None else 0
-        if self.head.sees_neighbours:
+        if self.head.sees_neighbours or self.rest is not None:
             kept += batch_size * 8 * math.prod(self.x_shape)
+        if self.rest is not None and self.encoder is not None:
+            kept += batch_size * self.encoder.shape.channels * self.encoder.shape.size**2
         vectors = batch_size if self.class_embedding is not None else 0
         if self.positions is not None or (self.sinusoids is not None and self.sinusoids.dtype != like.dtype):
             vectors += self.x_shape[0]
@@ -291,7 +304,7 @@ class ImageTransformer(Autoregressive):
         """Returns a copy with all weights but the head's in bfloat16, and tables such as rotary angles as they are."""
         rounded = copy.deepcopy(self)
         for name, weight in rounded.named_parameters():
-            if not name.startswith("head."):
+            if not name.startswith(("head.", "rest.")):
                 weight.data = weight.data.to(torch.bfloat16)
         return rounded
 
@@ -312,13 +325,25 @@ class ImageTransformer(Autoregressive):
         h = _add(h, None if state.places is None else state.places[part], state.condition)
         if state.aligned is not None and self.cells is not None:
             h = h + state.aligned[:, self.cells[part]].sum(2)
+        h = _add(h, self._rest(state.x, state.source, self.all_positions[part]))
         for layer in state.layers:
             h = layer(h, first)
-        return self._output(self.final_norm(h), state.x, self.all_positions[part])
+        return self._output(self.final_norm(h), state.x, state.source, self.all_positions[part])
 
-    def _output(self, h: Tensor, x: Tensor | None, positions: Tensor) -> Tensor:
+    def _output(self, h: Tensor, x: Tensor | None, source: Tensor | None, positions: Tensor) -> Tensor:
         """h [B, n, D] at `positions` -> params [B, n, P]."""
-        return self.head(h.to(self.head.linear.weight.dtype), x, positions)
+        params = self.head(h.to(self.head.linear.weight.dtype), x, positions)
+        if self.rest is None:
+            return params
+        assert x is not None and source is not None, "what is left is known from both"
+        return params + self.rest.scores(self.rest.mean(x, source, positions), positions)
+
+    def _rest(self, x: Tensor | None, source: Tensor | None, positions: Tensor) -> Tensor | None:
+        """What is left of the source, as a feature: [B, n, D]."""
+        if self.rest is None:
+            return None
+        assert x is not None and source is not None, "what is left is known from both"
+        return self.rest.features(self.rest.mean(x, source, positions), positions)
 
     def _places(self) -> Tensor | None:
         """Where each position lies: [L, D]."""
@@ -360,21 +385,23 @@ class ImageTransformer(Autoregressive):
             )
         return self.class_embedding(cond.label)[:, None] * math.sqrt(self.config.width)
 
-    def _chunk_nats(self, h: Tensor, x: Tensor, positions: Tensor, counted: Tensor | None) -> Tensor:
-        log_prob = self.distribution.log_prob(self._output(h, x, positions), x[:, positions])
+    def _chunk_nats(
+        self, h: Tensor, x: Tensor, source: Tensor | None, positions: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        log_prob = self.distribution.log_prob(self._output(h, x, source, positions), x[:, positions])
         return -(log_prob if counted is None else log_prob.masked_fill(~counted, 0)).sum(1)
 
     def _initialise(self) -> None:
         if isinstance(self.head, ResidualMixtureHead | ResidualCategoricalHead):
             self.head.reset()
         if self.config.init == "paper":  # uniform, variance 0.2 / mean of fan-in and fan-out, dense and embeddings
-            keeps_its_own = ("positions.", "head.") if self.config.output == "residual" else ("positions.",)
+            keeps_its_own = ("positions.", "rest.") + (("head.",) if self.config.output == "residual" else ())
             for name, weight in self.named_parameters():
-                if weight.ndim >= 2 and not name.startswith(keeps_its_own):
+                if weight.ndim >= 2 and not _starts_with(name, keeps_its_own):
                     matrices = _stacked_matrices(name)
                     bound = math.sqrt(3 * 0.2 / ((weight.shape[0] / matrices + weight.shape[1]) / 2))
                     nn.init.uniform_(weight, -bound, bound)
-                elif name.endswith("bias") and not name.startswith(keeps_its_own):
+                elif name.endswith("bias") and not _starts_with(name, keeps_its_own):
                     nn.init.zeros_(weight)
             return
         layers = [*self.layers, *(self.encoder.layers if self.encoder is not None else [])]
@@ -387,6 +414,11 @@ class ImageTransformer(Autoregressive):
                     nn.init.zeros_(branch.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=self.config.width**-1.0)
+
+
+def _starts_with(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to one of the parts, of the decoder or of the encoder."""
+    return name.removeprefix("encoder.").startswith(parts)
 
 
 def _stacked_matrices(name: str) -> int:
