@@ -123,7 +123,6 @@ def test_a_second_folder_that_is_not_there_is_named(folders: tuple[Path, Path]) 
         open_recipe_images(paired((folders[0], folders[1].parent / "nowhere")), "all")
 
 
-# FAILS: trim and reduction are applied to the targets alone, so that a target lacks a border that its source shows.
 def test_partners_of_one_size_are_trimmed_and_reduced_alike(folders: tuple[Path, Path]) -> None:
     for seed, name in enumerate(NAMES):
         write(folders[1] / name, 8, seed=seed)  # the same picture as the target

@@ -19,7 +19,8 @@ class DataConfig:
         path: a folder, an .npz file, or the name of an embedded set; `--data` sets it. None: must be given.
         image_size: side of the square that the model sees, pixels.
         fit: `crop` takes the largest centred square and reduces it; `stretch` reduces both sides separately.
-        trim: rows cut off above and below, and columns cut off on either side, before anything else.
+        trim: rows cut off above and below, and columns cut off on either side, before anything else; of
+            sources of a paired task, too.
         reduction: `auto`: by box averaging where the factor is whole, else by Lanczos; `area`: by area averaging, rounded down,
             as the paper's super-resolution data were made.
         flip_prob: probability of mirroring a training image left to right.

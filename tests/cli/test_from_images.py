@@ -321,7 +321,6 @@ def test_beside_keeps_the_results_of_pictures_that_differ_in_their_ending(
     assert names(tmp_path) == ["000-a-denoise-0.png", "001-a-denoise-0.png", "a.bmp", "a.png"]
 
 
-# FAILS: folders are compared as they were typed, so that one result takes the place of the other.
 def test_beside_keeps_the_results_of_a_relative_and_an_absolute_name(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +353,6 @@ def test_no_result_overwrites_a_picture_that_was_given(
     assert [file.read_bytes() for file in files] == before and len(names(tmp_path)) == 2
 
 
-# FAILS: only the name sheet.png is looked at, while sheets of two sizes have others.
 def test_no_sheet_of_several_overwrites_a_picture_that_was_given(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

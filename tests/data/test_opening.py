@@ -277,7 +277,6 @@ def test_when_all_are_too_small_after_trimming_the_sizes_are_those_that_remain(
         open_images(str(tmp_path), image_size=8, trim=(2, 1))
 
 
-# FAILS: says "-20x-60 pixels when trimmed" and advises to "set data.image_size to -60"; what helps is less of data.trim.
 def test_trimming_that_leaves_nothing_of_any_image_names_the_trim(tmp_path: Path, write_image, noise) -> None:
     write_image(tmp_path / "a.png", noise(20, 20))
     with pytest.raises(DataError) as caught:

@@ -52,9 +52,11 @@ def evaluate(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
+    from rasterformer.evaluation.efficientnet_lite import load_efficientnet_lite0
     from rasterformer.evaluation.judge import judge_samples
     from rasterformer.evaluation.likelihood import evaluate_likelihood
     from rasterformer.evaluation.report import write_page
+    from rasterformer.evaluation.similarity import SSIM_SIDE, require_torchmetrics
     from rasterformer.recipe_images import open_recipe_images
     from rasterformer.tasks import task_name
 
@@ -67,6 +69,14 @@ def evaluate(
         raise ConfigError("--html shows samples of a task: give --task too.")
     if images < 2 or n < 1:
         raise ConfigError(f"--images {images} must be at least 2 and -n {n} at least 1.")
+    if task is not None:  # what is missing is to be said now, not after an hour
+        require_torchmetrics()
+        if frechet:
+            load_efficientnet_lite0()
+        if system.image_size < SSIM_SIDE:
+            raise ConfigError(
+                f"--task {task}: similarity needs images of at least {SSIM_SIDE} pixels; {model} makes {system.image_size}."
+            )
     held_out = open_recipe_images(recipe, split, path=data)
     training = open_recipe_images(recipe, "train", path=data) if split == "test" else None
     with step_progress("scoring") as on_progress:

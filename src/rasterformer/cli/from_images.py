@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from rasterformer.errors import ConfigError, DataError
+from rasterformer.errors import ConfigError, DataError, ShapeError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,19 +101,29 @@ def draw_from_images(
         use = "restore" if trained == "inpaint" else "transform"
         hint = f" `rasterformer {use} {shlex.quote(str(model))}` does what it was trained for." if trained else ""
         raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {trained or 'images alone'}.{hint}")
+    if command == "transform" and trained == "inpaint" and not drawing.original:
+        raise ConfigError(
+            f"{model} fills in what a mask says is missing: rasterformer restore {shlex.quote(str(model))} ..."
+        )
     files = find_pictures(images)
     pictures = [_read(path) for path in files]
+    size = system.source_shape.size if system.source_shape is not None else 1
+    for path, picture in zip(files, pictures, strict=True):
+        height, width = picture.shape[1:]
+        if not drawing.original and min(height, width) < size:
+            raise ShapeError(f"{path}: source is {width}x{height} pixels; this model needs at least {size}x{size}.")
     originals: Tensor | None = None
     if drawing.original:
+        if trained == "paired":
+            raise ConfigError(
+                "--original needs a task that makes sources from images; a paired one has them in a folder."
+            )
         originals = system.to_tensor(to_pil_list(pictures))
         batch = Batch(originals)
         if make_masks is not None:
             batch = Batch(originals, masked_source(originals, torch.stack(make_masks(list(originals)))))
         cond = system.with_source(batch, first=0, purpose="held-out source", seed=drawing.seed).cond
-        if cond.source is None:
-            raise ConfigError(
-                "--original needs a task that makes sources from images; a paired one has them in a folder."
-            )
+        assert cond.source is not None, "the task makes sources"
         pictures = list(cond.source.expand(-1, 3, -1, -1))
         known = None if cond.known is None else list(cond.known)
     else:
@@ -215,15 +225,15 @@ def result_places(files: Sequence[Path], command: str, drawing: Drawing) -> list
     """
     folders = [path.parent if drawing.beside else drawing.out for path in files]
     stems = [path.stem for path in files]
-    if len(set(zip(folders, stems, strict=True))) < len(files):
+    if len({(folder.resolve(), stem) for folder, stem in zip(folders, stems, strict=True)}) < len(files):
         stems = [f"{number:03d}-{stem}" for number, stem in enumerate(stems)]
     infix = f"-{command}" if drawing.beside else ""
     places = [
         [folder / f"{stem}{infix}-{k}.png" for k in range(drawing.n)]
         for folder, stem in zip(folders, stems, strict=True)
     ]
-    sheets = [] if drawing.beside else [drawing.out / "sheet.png"]
     pictures = {path.resolve() for path in files}
+    sheets = [] if drawing.beside else drawing.out.glob("sheet*.png")  # which of them is written depends on the sizes
     for place in [*sheets, *(place for of_picture in places for place in of_picture)]:
         if place.resolve() in pictures:
             raise ConfigError(

@@ -70,7 +70,7 @@ def open_images(
     fit_image = partial(fit_square, size=image_size, fit=fit, trim=trim, reduction=reduction)
     prepared = _prepare(items, image_size, trim, fit_image, max_memory_bytes, on_progress)
     if not prepared.kept:
-        raise _nothing_left(path, prepared, image_size)
+        raise _nothing_left(path, prepared, image_size, trim)
     kept = [items[k] for k in prepared.kept]
     captions = tuple(item.caption or "" for item in kept)
     known = {item.lossless for item in kept}
@@ -212,17 +212,22 @@ def _decoder(items: Sequence[Item], size: int, trim: tuple[int, int], fit_image:
     return decode
 
 
-def _nothing_left(path: str, prepared: _Prepared, size: int) -> DataError:
+def _nothing_left(path: str, prepared: _Prepared, size: int, trim: tuple[int, int]) -> DataError:
     count = len(prepared.skipped)
     if not count:
         return DataError(f"data.path = {path!r}: this part of its own split is empty. Put images into it.")
     if len(prepared.small) == count:
         smallest = min(prepared.small, key=min)
         largest = max(prepared.small, key=min)
+        if min(largest) < 1:
+            return DataError(
+                f"data.path = {path!r}: data.trim = {trim} leaves nothing of any of its {count} images. Cut off less."
+            )
+        trimmed = "" if trim == (0, 0) else f" when data.trim = {trim} is cut off"
         return DataError(
-            f"data.path = {path!r}: all {count} images are smaller than data.image_size = {size} "
+            f"data.path = {path!r}: all {count} images are smaller than data.image_size = {size}{trimmed} "
             f"(from {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]} pixels). Images are never enlarged. "
-            f"Set data.image_size to {min(smallest)} to use all of them, and to at most {min(largest)} to use any."
+            f"Set data.image_size to {max(1, min(smallest))} to use all of them, and to at most {min(largest)} to use any."
         )
     return DataError(
         f"data.path = {path!r}: none of its {count} images can be used; the first is {_named(prepared.skipped[0])}. "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rasterformer.data.decode import SUFFIXES
-from rasterformer.data.fit import Fit
+from rasterformer.data.fit import Fit, Reduction
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.opening import open_images
 from rasterformer.errors import DataError
@@ -18,7 +18,14 @@ _NAMED = 3  # names in a message
 
 
 def pair_images(
-    targets: ImageSet, source_path: str, *, source_size: int, fit: Fit, max_memory_bytes: int = 2 << 30
+    targets: ImageSet,
+    source_path: str,
+    *,
+    source_size: int,
+    fit: Fit,
+    trim: tuple[int, int] = (0, 0),
+    reduction: Reduction = "auto",
+    max_memory_bytes: int = 2 << 30,
 ) -> ImageSet:
     """Finds the partner of each target in a second folder: `a/b.png` and `a/b.jpg` are partners.
 
@@ -28,7 +35,7 @@ def pair_images(
         targets: the images to be drawn.
         source_path: the second folder; sources without a target are passed over.
         source_size: side of the sources, pixels.
-        fit, max_memory_bytes: as in `open_images`.
+        fit, trim, reduction, max_memory_bytes: as in `open_images`; trim in pixels of the sources as they are stored.
 
     Returns:
         ImageSet in which image k is the partner of image k of `targets`.
@@ -39,7 +46,14 @@ def pair_images(
             no partner.
     """
     try:
-        found = open_images(source_path, image_size=source_size, fit=fit, max_memory_bytes=max_memory_bytes)
+        found = open_images(
+            source_path,
+            image_size=source_size,
+            fit=fit,
+            trim=trim,
+            reduction=reduction,
+            max_memory_bytes=max_memory_bytes,
+        )
     except DataError as error:  # it speaks of the folder of the targets
         said = str(error).replace("data.path", "task.source_path").replace("data.image_size", "task.source_size")
         raise DataError(said) from error
