@@ -13,7 +13,16 @@ from PIL import Image
 
 from benchmarks import render
 from benchmarks.runs import likelihood, load_or_train, run_record
-from benchmarks.super_resolution import SHEET_SOURCES, TEMPERATURES, main, measure, recipe_of, temperature_sheet
+from benchmarks.super_resolution import (
+    DRAWN,
+    NAMES,
+    SHEET_SOURCES,
+    TEMPERATURES,
+    main,
+    measure,
+    recipe_of,
+    temperature_sheet,
+)
 from rasterformer.data.imageset import ImageSet
 from rasterformer.recipe_file import load_recipe, recipe_from_dict, recipe_to_dict
 from rasterformer.recipe_images import open_recipe_images
@@ -48,12 +57,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> System:
     return make(folder_of_noise(tmp_path_factory.mktemp("small") / "images", count=40, side=4), 4)
 
 
-@pytest.mark.parametrize("name", ["1d", "2d", "alone"])
+@pytest.mark.parametrize("name", ["1d", "2d", "rest", "alone"])
 def test_every_run_has_a_recipe_that_can_be_trained(name: str) -> None:
     recipe = recipe_of(name, "embedded:toonheads")
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe and recipe.data.path == "embedded:toonheads"
     assert recipe.model.attention == ("local_2d" if name == "2d" else "local_1d")
     assert (recipe.task is None) is (name == "alone") is not recipe.model.takes_source
+    assert recipe.model.source_rest is (name == "rest")
 
 
 def test_the_decoder_without_a_source_is_that_of_1d() -> None:
@@ -161,12 +171,15 @@ def report(psnr: float) -> dict[str, Any]:
 
 
 def record(interval: tuple[float, float]) -> dict[str, Any]:
-    bits = {"1d": 1.25, "2d": 1.1875, "alone": 1.5}
+    bits = {"1d": 1.25, "2d": 1.1875, "rest": 1.125, "alone": 1.5}
     return {
         "data": {"name": "heads", "train_images": 5000, "test_images": 400},
         "runs": {name: {"parameters": 123_456, "steps": 7_890, "minutes": 20.0} for name in bits},
         "likelihoods": {name: {"bits_per_dim": b, "interval": [b - 0.01, b + 0.01]} for name, b in bits.items()},
-        "gain_of_the_source": {"mean": sum(interval) / 2, "interval": list(interval)},
+        "gains_of_the_source": {
+            "1d": {"mean": sum(interval) / 2, "interval": list(interval)},
+            "rest": {"mean": 0.5, "interval": [0.4, 0.6]},
+        },
         "images": 100,
         "samples": 3,
         "reports": {
@@ -182,16 +195,15 @@ def record(interval: tuple[float, float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("interval", "verdict"),
-    [((0.125, 0.375), "the conditional likelihood is better"), ((-0.125, 0.375), "NOT shown to be better")],
+    [((0.125, 0.375), "better"), ((-0.125, 0.375), "not different"), ((-0.375, -0.125), "worse")],
 )
 def test_the_worth_of_the_source_follows_from_its_interval(
     tmp_path: Path, interval: tuple[float, float], verdict: str
 ) -> None:
     said = "\n".join(render.super_resolution(record(interval), tmp_path / "none.md"))
     low, high = interval
-    assert f"worth {sum(interval) / 2:.4f} bits/dim on the same images (95 %: {low:.4f} .. {high:.4f}, paired)" in said
-    assert verdict in said
-    assert ("NOT shown" in said) is (low <= 0)
+    assert f"1D attention: {sum(interval) / 2:+.4f} (95 %: {low:+.4f} .. {high:+.4f}, {verdict})" in said
+    assert "(recipe `upscale`): +0.5000 (95 %: +0.4000 .. +0.6000, better)" in said
 
 
 def test_the_page_has_every_run_and_every_temperature(tmp_path: Path) -> None:
@@ -227,20 +239,18 @@ def test_what_is_measured_of_tiny_models_can_be_written_and_rendered(tmp_path: P
     """From images to the page; 12x12 pixels are the least that SSIM takes."""
     pytest.importorskip("torchmetrics")
     data = folder_of_noise(tmp_path / "images", count=40, side=12)
-    systems = {name: make(data, 12, has_source=name != "alone") for name in ("1d", "2d", "alone")}
+    systems = {name: make(data, 12, has_source=name != "alone") for name in NAMES}
     options = argparse.Namespace(data=str(data), images=2, n=2, pictures=tmp_path / "docs" / "pictures")
     content = measure(systems, options)
     test, train = (open_recipe_images(systems["1d"].recipe, split) for split in ("test", "train"))
     assert content["data"] == {"name": test.name, "train_images": len(train), "test_images": len(test)}
     gain = content["likelihoods"]["alone"]["bits_per_dim"] - content["likelihoods"]["1d"]["bits_per_dim"]
-    assert content["gain_of_the_source"]["mean"] == pytest.approx(gain, abs=1e-6)
-    assert {name: list(of) for name, of in content["reports"].items()} == dict.fromkeys(
-        ("1d", "2d"), ["1.0", "0.9", "0.8"]
-    )
+    assert content["gains_of_the_source"]["1d"]["mean"] == pytest.approx(gain, abs=1e-6)
+    assert {name: list(of) for name, of in content["reports"].items()} == dict.fromkeys(DRAWN, ["1.0", "0.9", "0.8"])
     assert content["reports"]["1d"]["0.9"]["settings"] == {"temperature": 0.9, "seed": 0}
     (tmp_path / "super_resolution.json").write_text(json.dumps(content, allow_nan=False))
     render.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()
-    for name in ("1d", "2d"):
+    for name in DRAWN:
         assert f"(pictures/super-resolution-{name}.png)" in page
         assert (tmp_path / "docs" / "pictures" / f"super-resolution-{name}.png").is_file()

@@ -107,11 +107,11 @@ def draw_from_images(
         )
     files = find_pictures(images)
     pictures = [_read(path) for path in files]
-    size = system.source_shape.size if system.source_shape is not None else 1
+    side = system.source_shape.size if system.source_shape is not None else 1
     for path, picture in zip(files, pictures, strict=True):
         height, width = picture.shape[1:]
-        if not drawing.original and min(height, width) < size:
-            raise ShapeError(f"{path}: source is {width}x{height} pixels; this model needs at least {size}x{size}.")
+        if not drawing.original and min(height, width) < side:
+            raise ShapeError(f"{path}: source is {width}x{height} pixels; this model needs at least {side}x{side}.")
     originals: Tensor | None = None
     if drawing.original:
         if trained == "paired":
