@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rasterformer.autoregressive.sample import draw
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.distributions import DiscretizedLogisticMixture
-from rasterformer.interfaces import Autoregressive, Cond, Loss, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known, Loss, OnStep, SampleOptions
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class PixelCNN(Autoregressive):
     def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
         """Mean negative log-likelihood per dimension, in nats; exact."""
         nats = -self.distribution.log_prob(self(x, cond), x).sum(1)
-        return Loss(total=nats.mean() / math.prod(self.x_shape), nats=nats.detach(), bound="exact")
+        dims = math.prod(self.x_shape)
+        return Loss(total=nats.mean() / dims, nats=nats.detach(), dims=x.new_full((len(x),), dims), bound="exact")
 
     def sample(
         self,
@@ -92,6 +93,10 @@ class PixelCNN(Autoregressive):
         known[:, done : done + x.shape[1]] = x
         end = done + x.shape[1]
         return self._rows(known, done + 1, min(end + 1, self.x_shape[0])), (known, end)
+
+    def known(self, cond: Cond) -> Known | None:
+        """It takes no sources."""
+        return None
 
     def state_bytes(self, batch_size: int) -> int:
         """The pixels so far are all that is kept."""

@@ -587,7 +587,7 @@ def test_masks_and_rectangles_that_cannot_be_used_are_refused(
         ("denoise", "restore", "a model of the task denoise, but {model} was trained for inpaint."),
         ("denoise", "plain", "a model of the task denoise, but {model} was trained for images alone."),
         ("transform", "plain", "a model with a task, but {model} was trained for images alone."),
-        ("transform", "restore", "known is missing: say which pixels of each image stay as they are"),
+        ("transform", "restore", "fills in what a mask says is missing: rasterformer restore"),
         ("upscale", "nowhere", "nowhere"),
     ],
 )
