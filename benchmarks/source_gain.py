@@ -28,6 +28,7 @@ WITH_SOURCE = [
     ("model.encoder_depth", "1"),
     ("model.encoder_cell", "pixel"),
     ("model.aligned_source", "true"),
+    ("model.shown_source", "true"),
     ("model.source_attention_layers", "[4]"),
 ]
 

@@ -52,6 +52,7 @@ class Config:
         encoder_block, encoder_flange: block and the frame around it that `local_2d` of the encoder sees, source pixels.
         encoder_kernel: rows and columns, both odd, that the first map of its feed-forwards sees; 1x1 is the paper's.
         source_attention_layers: which decoder layers attend to the encoder's positions. None: all (paper).
+        shown_source: add to each position a linear map of the values of the source pixel that lies there.
         source_rest: tell each position, and its output, the mean of what is left of its source pixel's area (super-resolution,
             or a source of the same size, in colour; `categorical`).
         aligned_source: add to each position what the encoder made of the source pixel that lies there.
@@ -94,6 +95,7 @@ class Config:
     encoder_kernel: tuple[int, int] = (1, 1)
     source_attention_layers: tuple[int, ...] | None = None
     aligned_source: bool = False
+    shown_source: bool = False
     source_rest: bool = False
 
     @property

@@ -46,6 +46,7 @@ class DecodingState:
     places: Tensor | None  # [L, D], what is added to each position
     condition: Tensor | None  # [B, 1, D]
     aligned: Tensor | None  # [B, S, D], what is added where each source cell lies
+    shown: Tensor | None  # [B, pixels, D], what is added where each source pixel lies
     source: Tensor | None  # uint8 [B, 3, h, w], where it is needed at each position
     input: InputStep
     layers: list[LayerStep]
@@ -66,6 +67,7 @@ class ImageTransformer(Autoregressive):
     pixels: Tensor
     channels: Tensor
     cells: Tensor | None
+    source_pixels: Tensor | None
 
     def __init__(
         self, config: Config, codec: PixelCodec, num_classes: int, *, source: SourceShape | None = None
@@ -120,6 +122,13 @@ class ImageTransformer(Autoregressive):
             self.align = nn.Linear(width, width, bias=False)
             cells = self.encoder.cells_at(rows, columns, None if is_joint else cols % 3, image_size)
         self.register_buffer("cells", cells, persistent=False)  # [L, m], which source cells lie where a position lies
+        self.shown: nn.Linear | None = None
+        source_pixels = None
+        if self.encoder is not None and config.shown_source:
+            self.shown = nn.Linear(self.encoder.shape.channels + int(self.encoder.shape.has_mask), width, bias=False)
+            side = self.encoder.shape.size
+            source_pixels = rows * side // image_size * side + columns * side // image_size
+        self.register_buffer("source_pixels", source_pixels, persistent=False)  # [L], raster index in the source
         self.rest: SourceRest | None = None
         if config.source_rest:
             if source is None or source.channels != 3 or source.has_mask:
@@ -190,7 +199,8 @@ class ImageTransformer(Autoregressive):
         """The decoder without its head: x int64 [B, L, E] -> [B, L, D]."""
         source = self._encode(cond, len(x))
         h = _add(self.input(x), self._places(), self._condition(cond, len(x)))
-        h = self.dropout(_add(h, self._aligned(source, slice(None)), self._rest(x, cond.source, self.all_positions)))
+        h = _add(h, self._aligned(source, slice(None)), _at(self._show(cond), self.source_pixels))
+        h = self.dropout(_add(h, self._rest(x, cond.source, self.all_positions)))
         for layer in self.layers:
             h = layer(h, source)
         return self.final_norm(h)
@@ -246,6 +256,7 @@ class ImageTransformer(Autoregressive):
             places=None if places is None else places.to(like.dtype),
             condition=condition,
             aligned=aligned,
+            shown=self._show(cond),
             source=cond.source if self.rest is not None else None,
             input=self.input.stepper(batch_size, like),
             layers=[LayerStep(layer, batch_size, like, source) for layer in self.layers],
@@ -293,6 +304,8 @@ class ImageTransformer(Autoregressive):
             kept += batch_size * size * self.config.width * like.element_size() if self.align is not None else 0
         if self.head.sees_neighbours or self.rest is not None:
             kept += batch_size * 8 * math.prod(self.x_shape)
+        if self.shown is not None and self.encoder is not None:
+            kept += batch_size * self.encoder.shape.size**2 * self.config.width * like.element_size()
         if self.rest is not None and self.encoder is not None:
             kept += batch_size * self.encoder.shape.channels * self.encoder.shape.size**2
         vectors = batch_size if self.class_embedding is not None else 0
@@ -325,6 +338,8 @@ class ImageTransformer(Autoregressive):
         h = _add(h, None if state.places is None else state.places[part], state.condition)
         if state.aligned is not None and self.cells is not None:
             h = h + state.aligned[:, self.cells[part]].sum(2)
+        if state.shown is not None and self.source_pixels is not None:
+            h = h + state.shown[:, self.source_pixels[part]]
         h = _add(h, self._rest(state.x, state.source, self.all_positions[part]))
         for layer in state.layers:
             h = layer(h, first)
@@ -367,6 +382,16 @@ class ImageTransformer(Autoregressive):
         if source is None or self.align is None or self.cells is None:
             return None
         return self.align(source)[:, self.cells[part]].sum(2)
+
+    def _show(self, cond: Cond) -> Tensor | None:
+        """A linear map of each source pixel's values; of missing ones 0, and whether they are there: [B, pixels, D]."""
+        if self.shown is None or cond.source is None:
+            return None
+        values = cond.source.permute(0, 2, 3, 1).to(self.shown.weight.dtype) / 127.5 - 1  # [B, h, w, c]
+        if cond.known is not None:
+            flag = cond.known[..., None].to(values.dtype)
+            values = torch.cat([values * flag, flag], -1)
+        return self.shown(values.flatten(1, 2))
 
     def _condition(self, cond: Cond, batch_size: int) -> Tensor | None:
         """The class embedding times sqrt(d), the same for every position: [B, 1, D]."""
@@ -412,8 +437,16 @@ class ImageTransformer(Autoregressive):
                 nn.init.zeros_(branch.weight)
                 if branch.bias is not None:
                     nn.init.zeros_(branch.bias)
+        for linear in (self.align, self.shown):
+            if linear is not None:
+                nn.init.zeros_(linear.weight)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=self.config.width**-1.0)
+
+
+def _at(vectors: Tensor | None, index: Tensor | None) -> Tensor | None:
+    """vectors [B, S, D] at each position, index int64 [n] -> [B, n, D]."""
+    return None if vectors is None or index is None else vectors[:, index]
 
 
 def _starts_with(name: str, parts: tuple[str, ...]) -> bool:
