@@ -368,7 +368,7 @@ def super_resolution(record: Record, remarks: Path) -> Iterator[str]:
     titles = {
         "1d": "1D attention",
         "2d": "2D attention",
-        "rest": "1D attention and `source_rest`",
+        "rest": "1D attention and `source_rest` (recipe `upscale`)",
         "alone": "the 1D decoder without a source",
     }
     drawn = list(record["reports"])

@@ -204,7 +204,7 @@ def test_the_worth_of_the_source_follows_from_its_interval(
     said = "\n".join(render.super_resolution(record(interval), tmp_path / "none.md"))
     low, high = interval
     assert f"1D attention: {sum(interval) / 2:+.4f} (95 %: {low:+.4f} .. {high:+.4f}, {verdict})" in said
-    assert "1D attention and `source_rest`: +0.5000 (95 %: +0.4000 .. +0.6000, better)" in said
+    assert "1D attention and `source_rest` (recipe `upscale`): +0.5000 (95 %: +0.4000 .. +0.6000, better)" in said
 
 
 def test_the_page_has_every_run_and_every_temperature(tmp_path: Path) -> None:
