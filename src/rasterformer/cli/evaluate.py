@@ -10,6 +10,8 @@ from cyclopts import Parameter
 
 from rasterformer.errors import ConfigError
 
+TABLE_WIDTH = 120  # what ten columns of figures need; a narrower terminal wraps lines instead of cutting figures
+
 
 def evaluate(
     model: Path,
@@ -111,7 +113,7 @@ def evaluate(
                 with_frechet=frechet,
                 on_step=on_step,
             )
-        Console().print(judged.table())
+        Console(width=max(TABLE_WIDTH, Console().width)).print(judged.table())
         content["samples"] = judged.to_dict()
         if html is not None:
             write_page(html, f"{model}: {trained}", judged.html_sections(), summary=f"on {held_out.name}, {split}")

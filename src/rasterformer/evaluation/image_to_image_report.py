@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from rasterformer.evaluation.report import Card, Cards, Heading, Picture, Section, TableSection, Text
@@ -33,7 +34,7 @@ COLUMNS = (
     ("MS-SSIM between samples", "{diversity_ms_ssim:.3f}"),
 )
 NOTE = (
-    "* The paper (section 5.3) finds that these do not track how good samples look: a blurred image gets the best ones."
+    "The paper (section 5.3) finds that these do not track how good samples look: a blurred image gets the best ones."
 )
 
 
@@ -86,9 +87,10 @@ class ImageToImageReport:
 
     def table(self) -> Table:
         """Returns the report for a terminal: a line for each figure, a column for each row of the report."""
-        table = Table(title=f"{self._title()}\n{self._likelihood()}", title_justify="left", caption_justify="left")
+        title = f"{self._title()}\n{self._likelihood()}"
+        table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
         table.caption = "\n".join(self.protocol)
-        table.add_column("", style="bold")
+        table.add_column("", style="bold", min_width=14, overflow="fold")
         for name in self.rows:
             table.add_column(name, justify="right", style="cyan" if name == MODEL else None)
         for heading, cells in self._lines():
