@@ -379,19 +379,7 @@ def super_resolution(record: Record, remarks: Path) -> Iterator[str]:
         "the network what each source pixel leaves for the rest of its area; it is ours, not the paper's. The decoder without a "
         "source is that of 1D, trained as long on the same images."
     )
-    yield table(
-        ("", "bits/dim", "95 % interval", "parameters", "steps"),
-        [
-            (
-                titles[name],
-                f"{found[name]['bits_per_dim']:.4f}",
-                f"{found[name]['interval'][0]:.4f} .. {found[name]['interval'][1]:.4f}",
-                f"{runs[name]['parameters']:,}",
-                f"{runs[name]['steps']:,}",
-            )
-            for name in titles
-        ],
-    )
+    yield _likelihood_table(titles, found, runs)
     said = []
     for name, gain in record["gains_of_the_source"].items():
         low, high = gain["interval"]
@@ -454,19 +442,7 @@ def source_gain(record: Record) -> Iterator[str]:
         "others."
     )
     titles = {"source": "given the 8x8 source", "alone": "without a source"}
-    yield table(
-        ("", "bits/dim", "95 % interval", "parameters", "steps"),
-        [
-            (
-                titles[name],
-                f"{found[name]['bits_per_dim']:.4f}",
-                f"{found[name]['interval'][0]:.4f} .. {found[name]['interval'][1]:.4f}",
-                f"{runs[name]['parameters']:,}",
-                f"{runs[name]['steps']:,}",
-            )
-            for name in titles
-        ],
-    )
+    yield _likelihood_table(titles, found, runs)
     verdict = "the conditional likelihood is better" if low > 0 else "NOT shown to be better"
     yield (
         f"On the same images the source saves {gain['mean']:.4f} bits/dim (95 %: {low:.4f} .. {high:.4f}, paired): {verdict}."
@@ -530,6 +506,21 @@ def tiles(record: Record) -> Iterator[str]:
     )
     yield "![tiles](pictures/tiles.png)\n\nSource | overlapping tiles | tiles side by side | original; the first test images."
     yield circumstances(record)
+
+
+def _likelihood_table(titles: Mapping[str, str], found: Record, runs: Record) -> str:
+    """A row for each run: likelihood, size, steps."""
+    rows = [
+        (
+            title,
+            f"{found[name]['bits_per_dim']:.4f}",
+            f"{found[name]['interval'][0]:.4f} .. {found[name]['interval'][1]:.4f}",
+            f"{runs[name]['parameters']:,}",
+            f"{runs[name]['steps']:,}",
+        )
+        for name, title in titles.items()
+    ]
+    return table(("", "bits/dim", "95 % interval", "parameters", "steps"), rows)
 
 
 def _sample_row(name: str, figures: Record) -> tuple[str, ...]:

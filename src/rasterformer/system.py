@@ -31,7 +31,7 @@ from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
 from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import ConfigError, ShapeError, did_you_mean
-from rasterformer.evaluation.likelihood import num_dims
+from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
 from rasterformer.image_to_image import draw_canvases, plan_canvas, to_pictures
 from rasterformer.interfaces import Autoregressive, Batch, Cond, Known, OnStep, SampleOptions
 from rasterformer.recipe import Recipe
@@ -442,7 +442,7 @@ class System:
             batch = Batch(pixels[rows], cond.rows(rows))
             batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
             nats = self.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3))
-            bits.append(nats / num_dims(batch) / math.log(2))
+            bits.append(bits_per_dim(nats, num_dims(batch)))
         return torch.cat(bits)
 
     def to_tensor(self, images: Images) -> Tensor:
