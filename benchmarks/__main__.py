@@ -7,11 +7,13 @@ SCRIPTS = {
     "cifar10_20_minutes": "equal training time on CIFAR-10: the house recipe, the paper's form, a PixelCNN++",
     "training_step": "speed of a training step: local attention against dense and two libraries; share of the peak",
     "sampling": "speed and memory of sampling: against ImageGPT and naive re-evaluation, by image size, in parallel",
+    "codes_speed": "speed of quantisers, VQGAN autoencoder and drawing codes: against three libraries",
     "super_resolution": "8x8 -> 32x32 on cartoon faces: 1D and 2D attention, samples beside simple means",
     "source_gain": "CIFAR-10 with and without an 8x8 source, the same size and training time",
     "restoration": "in-painting, colourisation and denoising after short trainings",
     "tiles": "seams of pictures that are drawn in tiles",
     "surprise": "foreign and damaged images among clean ones: how many of them a ranking by likelihood finds",
+    "vqgan": "tokenizers, priors over their codes, conditions and a large picture, from finished runs",
     "render": "docs/results.md from the JSON of the others",
 }
 

@@ -38,8 +38,10 @@ from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.system import System
 from rasterformer.training.interrupt import StopSignals
+from rasterformer.training.likelihood import LikelihoodLearner
 from rasterformer.training.log import read_metrics
-from rasterformer.training.loop import Run, has_bfloat16_units, train
+from rasterformer.training.loop import Run, train
+from rasterformer.training.precision import has_bfloat16_units
 
 SHIPPED = {"house": "modern-dmol", "house-categorical": "modern-cat", "paper": "paper-dmol-small"}
 OPPONENTS: dict[str, Literal["adamw", "muon"]] = {"pixelcnn": "adamw", "pixelcnn-muon": "muon"}  # their optimisers
@@ -131,7 +133,8 @@ def contest(name: str, options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     recipe_file.write_text(yaml, encoding="utf-8")
     print(f"\n{name}: {num_parameters(system):,} parameters, recipe {recipe_hash(system.recipe)}", flush=True)
-    if not train(Run(system, train_set, test_set, folder), resume=True, say=lambda line: print(line, flush=True)):
+    run = Run(LikelihoodLearner(system, train_set, test_set), folder)
+    if not train(run, resume=True, say=lambda line: print(line, flush=True)):
         return 130
     bits = system.bits_per_dim(test_set.images(slice(None)))
     record = result(name, system, bits, read_metrics(folder / "metrics.jsonl"), options.minutes)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.markdown import circumstances, table, write_drawing
 from benchmarks.record import PICTURES, RESULTS, ROOT
+from benchmarks.render_codes_speed import codes_speed
+from benchmarks.render_vqgan import vqgan
 from rasterformer.evaluation.likelihood import mean_interval
 from rasterformer.evaluation.svg_curve import svg_curve
 
@@ -33,7 +36,6 @@ STEP_CONTESTANTS = {
 }
 DEFAULT_RULE = "both, image and window"  # of `rasterformer surprise`
 JPEG_XL = 4.11  # lossless, same test images; measured elsewhere
-SVG_STYLE = "font:12.5px system-ui,'DejaVu Sans',sans-serif;fill:#555;background:#fff"
 
 
 def main(arguments: list[str]) -> None:
@@ -52,7 +54,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
     """Yields the page, paragraph by paragraph; benchmarks without a JSON are left out."""
     yield (
         "# Results\n\nWritten by `python -m benchmarks render` from the JSON in `benchmarks/results/`; do not edit. Every "
-        "likelihood is exact, in bits per dimension (sub-pixel) of held-out images; lower is better."
+        "likelihood of pixels is exact, in bits per dimension (sub-pixel) of held-out images; lower is better. Models over "
+        "codes have a likelihood of codes, in nats per code, which does not compare with it."
     )
     folder = results / "cifar10_20_minutes"
     records = {name: _read(folder / f"{name}.json") for name in CONTESTANTS if (folder / f"{name}.json").exists()}
@@ -62,6 +65,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from sampling(_read(results / "sampling.json"), results / "sampling-remarks.md")
     if (results / "training_step.json").exists():
         yield from training_step(_read(results / "training_step.json"))
+    if (results / "codes_speed.json").exists():
+        yield from codes_speed(_read(results / "codes_speed.json"))
     if (results / "super_resolution.json").exists():
         yield from super_resolution(_read(results / "super_resolution.json"), results / "super_resolution-remarks.md")
     if (results / "source_gain.json").exists():
@@ -72,6 +77,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from tiles(_read(results / "tiles.json"))
     if (results / "surprise.json").exists():
         yield from surprise(_read(results / "surprise.json"))
+    if (results / "vqgan.json").exists():
+        yield from vqgan(_read(results / "vqgan.json"), results / "vqgan-remarks.md", docs / PICTURES.name)
 
 
 def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, docs: Path) -> Iterator[str]:
@@ -596,22 +603,6 @@ def ranking(records: Mapping[str, Record]) -> list[str]:
     return sorted(records, key=lambda name: float(records[name]["bits_per_dim"]))
 
 
-def circumstances(record: Record) -> str:
-    """Machine, versions and commit in one line."""
-    machine = record["machine"]
-    units = "with" if machine["bfloat16_matrix_units"] else "without"
-    return (
-        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {units} bfloat16 matrix "
-        f"units; torch {record['torch']}, Python {record['python']}; commit {record['commit']}."
-    )
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _contestant_row(name: str, record: Record) -> tuple[str, ...]:
     low, high = record["interval"]
     training = record["recipe"]["training"]
@@ -638,9 +629,7 @@ def _picture(docs: Path, records: Mapping[str, Record]) -> str:
         curves, x_label="training time, minutes", y_label="held-out bits/dim", lines={"JPEG XL": JPEG_XL}
     )
     target = docs / PICTURES.name / "cifar10-20-minutes.svg"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    alone = drawing.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{SVG_STYLE}" ', 1)
-    target.write_text(alone + "\n", encoding="utf-8")
+    write_drawing(target, drawing)
     images = next(iter(records.values()))["curve_images"]
     return (
         f"Held-out bits/dim against training time, on the first {images} test images (the table has all of them):\n\n"

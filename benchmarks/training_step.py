@@ -31,7 +31,7 @@ from rasterformer.recipe_file import load_recipe
 from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.systems.image_transformer.model import ImageTransformer
-from rasterformer.training.loop import accumulate_gradients
+from rasterformer.training.likelihood import accumulate_gradients
 
 PAPER_FORM = Config(
     distribution="categorical",

@@ -10,18 +10,20 @@ import rasterformer
 
 ROOT = Path(rasterformer.__file__).parent
 LEVELS = {
-    "errors": 0, "interfaces": 0, "registry": 0, "recipe": 0, "recipe_file": 0, "tasks": 0,
+    "errors": 0, "interfaces": 0, "registry": 0, "recipe": 0, "recipe_file": 0, "pipeline_file": 0, "tasks": 0,
     "nn": 1, "distributions": 1, "data": 1,
     "codecs": 2, "conditioning": 2, "autoregressive": 2, "diffusion": 2,
     "systems": 3,
     "training": 4, "evaluation": 4, "compression": 4, "manifest": 4, "checkpoint": 4, "system": 4, "loading": 4,
-    "image_to_image": 4, "recipe_images": 4,
+    "image_to_image": 4, "recipe_images": 4, "code_sets": 4, "code_images": 4, "code_drawing": 4, "batches": 4,
+    "tokenizer": 4, "weights": 4,
     "cli": 5, "study": 5, "studio": 5,
 }  # fmt: skip
 # Imported inside functions, because they are heavy and optional: an extra installs them.
 OPTIONAL_PACKAGES = {"torchmetrics", "matplotlib", "constriction", "transformers", "tokenizers", "huggingface_hub"}
-WITHOUT_TORCH = ("", "errors", "registry", "recipe", "recipe_file", "tasks", "manifest", "cli.main", "cli.overrides",
-                 "cli.recipes", "cli.inspect", "cli.doctor", "cli.study", "study.store", "study.server")  # fmt: skip
+WITHOUT_TORCH = ("", "errors", "registry", "recipe", "recipe_file", "pipeline_file", "tasks", "manifest", "cli.main",
+                 "cli.overrides", "cli.recipes", "cli.inspect", "cli.doctor", "cli.study", "study.store",
+                 "study.server")  # fmt: skip
 
 
 def modules() -> dict[str, ast.Module]:

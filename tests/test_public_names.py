@@ -4,7 +4,9 @@ import pytest
 
 import rasterformer
 
-PUBLIC = ["Recipe", "RasterformerError", "System", "__version__", "load", "load_recipe"]
+PUBLIC = [
+    "Recipe", "RasterformerError", "System", "Tokenizer", "__version__", "load", "load_recipe", "load_tokenizer",
+]  # fmt: skip
 
 
 def test_public_names_are_exactly_these() -> None:

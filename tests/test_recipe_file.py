@@ -14,6 +14,7 @@ from rasterformer.errors import ConfigError
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
 from rasterformer.recipe_file import (
     load_recipe,
+    read_yaml,
     recipe_from_dict,
     recipe_hash,
     recipe_header,
@@ -21,7 +22,7 @@ from rasterformer.recipe_file import (
     recipe_to_yaml,
     shipped_recipes,
 )
-from rasterformer.tasks import TASKS, Colourise, Denoise, Inpaint, Paired, SuperResolution
+from rasterformer.tasks import TASKS, Colourise, Denoise, Edges, Inpaint, Paired, SuperResolution
 
 Write = Callable[[str], Path]
 
@@ -38,9 +39,10 @@ class Config:
     block: tuple[int, int] = (4, 4)
     reads_source: bool = False
 
-    @property
-    def takes_source(self) -> bool:
-        return self.reads_source
+    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+        if self.reads_source == (task is not None):
+            return []
+        return [f"model.reads_source = {self.reads_source} does not go with the task {task} of {image_size} pixels."]
 
     def problems(self) -> list[str]:
         if self.width % self.num_heads:
@@ -268,11 +270,18 @@ def test_header_of_an_unknown_recipe_is_refused() -> None:
         recipe_header("tini")
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if "pipeline" not in read_yaml(name)])
 def test_shipped_recipe_is_valid_and_opens_with_its_command(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     assert f"rasterformer train {name}" in recipe_header(name)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if "pipeline" in read_yaml(name)])
+def test_shipped_pipeline_opens_with_its_command_and_is_no_recipe(name: str) -> None:
+    assert f"rasterformer train {name}" in recipe_header(name)
+    with pytest.raises(ConfigError, match="pipeline = .* is no section"):
+        load_recipe(name)
 
 
 PLAIN_TASK = "system: toy\nmodel: {reads_source: true}\ndata: {image_size: 12}\n"
@@ -280,8 +289,9 @@ TASK_SECTIONS = {
     "super_resolution": SuperResolution(3),
     "inpaint": Inpaint(masks=("half", "border"), most_strokes=7),
     "colourise": Colourise(),
+    "edges": Edges(1.5, 0.2, 0.3),
     "denoise": Denoise((2.5, 7.0), jpeg_quality=(20, 90)),
-    "paired": Paired("ä: b #c", source_size=6),
+    "paired": Paired("ä: b #c", source_size=6, source_reduction="nearest"),
 }
 
 
@@ -347,8 +357,12 @@ def test_a_task_that_cannot_be_done_is_refused(write: Write, section: str, messa
 
 def test_a_task_and_a_network_that_reads_a_source_need_one_another(write: Write) -> None:
     with pytest.raises(ConfigError, match="task is set, but the network reads no source. Set model.encoder_depth"):
-        load_recipe(write("system: toy\ntask: {name: colourise}"))
-    with pytest.raises(ConfigError, match="model.encoder_depth is set, but there is no task"):
+        load_recipe(write("system: image_transformer\ntask: {name: colourise}"))
+    with pytest.raises(ConfigError, match="model.reads_source = True does not go with the task None of 12 pixels"):
         load_recipe(write(PLAIN_TASK))
+    with pytest.raises(
+        ConfigError, match="model.reads_source = False does not go with the task colourise of 32 pixels"
+    ):
+        load_recipe(write("system: toy\ntask: {name: colourise}"))
     with pytest.raises(ConfigError, match="model.encoder_depth is set, but there is no task"):
         load_recipe(write("system: image_transformer\nmodel: {encoder_depth: 0}"))

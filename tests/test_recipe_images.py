@@ -127,6 +127,19 @@ def test_partners_of_one_size_are_trimmed_and_reduced_alike(folders: tuple[Path,
     for seed, name in enumerate(NAMES):
         write(folders[1] / name, 8, seed=seed)  # the same picture as the target
     fit = [("data.image_size", "3"), ("data.trim", "[1, 1]"), ("data.reduction", "area")]
-    images = open_recipe_images(paired(folders, *fit, ("task.source_size", "3")), "all")
+    images = open_recipe_images(
+        paired(folders, *fit, ("task.source_size", "3"), ("task.source_reduction", "area")), "all"
+    )
     assert images.sources is not None
     assert torch.equal(images.sources.images(slice(None)), images.images(slice(None)))
+
+
+@pytest.mark.parametrize("reduction", ["auto", "area", "nearest"])
+def test_sources_have_a_reduction_of_their_own(folders: tuple[Path, Path], reduction: str) -> None:
+    for seed, name in enumerate(NAMES):
+        values = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(values).save(folders[1] / name)
+    images = open_recipe_images(paired(folders, ("task.source_reduction", reduction)), "all")
+    direct = open_images(str(folders[1]), image_size=4, reduction=reduction)
+    assert images.preprocessing == "none (stored at 8x8)" and images.sources is not None
+    assert torch.equal(images.sources.images(slice(None)), direct.images(slice(None)))

@@ -8,6 +8,7 @@ from rasterformer.tasks import (
     TASKS,
     Colourise,
     Denoise,
+    Edges,
     Inpaint,
     Paired,
     SourceShape,
@@ -27,6 +28,8 @@ from rasterformer.tasks import (
         Inpaint(),
         Inpaint(masks=("half",), most_rectangles=1, most_strokes=1),
         Colourise(),
+        Edges(),
+        Edges(sigma=0.5, low=0.2, high=0.2),
         Denoise(),
         Denoise((0.0, 0.0), jpeg_quality=(1, 95)),
         Denoise((3.0, 3.0), jpeg_quality=(50, 50)),
@@ -50,6 +53,10 @@ def test_a_task_that_can_be_done_has_no_problems(task: Task) -> None:
         (Inpaint(masks=()), "task.masks is empty. Name at least one kind of mask."),
         (Inpaint(most_rectangles=0), "task.most_rectangles = 0 must be at least 1."),
         (Inpaint(most_strokes=-2), "task.most_strokes = -2 must be at least 1."),
+        (Edges(sigma=0.0), "task.sigma = 0.0 must be above 0 pixels and finite."),
+        (Edges(sigma=float("inf")), "task.sigma = inf must be above 0 pixels and finite."),
+        (Edges(low=0.0), "task.low = 0.0 must be above 0 and not above task.high = 0.2."),
+        (Edges(low=0.3), "task.low = 0.3 must be above 0 and not above task.high = 0.2."),
         (
             Denoise((-1.0, 5.0)),
             "task.gaussian_std = (-1.0, 5.0) must be two numbers, 0 or more, the smaller one first.",
@@ -92,6 +99,7 @@ def test_a_problem_is_one_sentence(task: Task, sentence: str) -> None:
         (Inpaint(masks=(), most_rectangles=0, most_strokes=0), 3),
         (Denoise((5.0, 1.0), jpeg_quality=(9, 1)), 2),
         (Paired(source_size=-1), 2),
+        (Edges(-1.0, 0.5, 0.1), 2),
     ],
 )
 def test_all_problems_are_told_at_once(task: Task, count: int) -> None:
@@ -105,6 +113,7 @@ def test_all_problems_are_told_at_once(task: Task, count: int) -> None:
         (SuperResolution(2), SourceShape(3, 16, False)),
         (Inpaint(), SourceShape(3, 32, True)),
         (Colourise(), SourceShape(1, 32, False)),
+        (Edges(), SourceShape(1, 32, False)),
         (Denoise(), SourceShape(3, 32, False)),
         (Paired("photos"), SourceShape(3, 32, False)),
         (Paired("photos", source_size=16), SourceShape(3, 16, False)),

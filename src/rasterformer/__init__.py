@@ -12,17 +12,29 @@ if TYPE_CHECKING:
     from rasterformer.recipe import Recipe
     from rasterformer.recipe_file import load_recipe
     from rasterformer.system import System
+    from rasterformer.tokenizer import Tokenizer, load_tokenizer
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "RasterformerError", "System", "__version__", "load", "load_recipe"]
+__all__ = [
+    "Recipe",
+    "RasterformerError",
+    "System",
+    "Tokenizer",
+    "__version__",
+    "load",
+    "load_recipe",
+    "load_tokenizer",
+]
 
 _HOME = {
     "Recipe": "rasterformer.recipe",
     "RasterformerError": "rasterformer.errors",
     "System": "rasterformer.system",
+    "Tokenizer": "rasterformer.tokenizer",
     "load": "rasterformer.loading",
     "load_recipe": "rasterformer.recipe_file",
+    "load_tokenizer": "rasterformer.tokenizer",
 }
 
 

@@ -1,7 +1,8 @@
 """Models and training checkpoints on the disk: safetensors and JSON, nothing pickled, nothing fetched from a network.
 
-A model folder (the Hugging Face layout) has `config.json`, `model.safetensors`, `README.md`, `manifest.json`; a
-checkpoint `step-N` has `config.json`, `state.json`, one .safetensors file for each group of tensors, `manifest.json`.
+A model folder (the Hugging Face layout) has `config.json`, `model.safetensors`, `README.md`, `manifest.json`, and one more
+.safetensors file for each frozen network that belongs to the model, such as its tokenizer; a checkpoint `step-N` has
+`config.json`, `state.json`, one .safetensors file for each group of tensors, `manifest.json`.
 How a folder is written in one step and verified: `manifest.py`.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import safetensors
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rasterformer import __version__
 from rasterformer.errors import CheckpointError, did_you_mean
@@ -32,6 +33,7 @@ CONFIG_FIELDS: dict[str, type] = {
     "image_shape": list,
     "x_shape": list,
     "steps": int,
+    "tokenizers": dict,  # name of a frozen network -> its recipe, steps and fingerprint
 }
 REQUIRED_FIELDS = ("recipe", "num_classes")
 _STEP_NAME = re.compile(r"step-(\d+)(?:\.old)?")
@@ -52,7 +54,78 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_model_folder(folder: str | Path, *, config: Mapping[str, Any], state: Mapping[str, Tensor], card: str) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """A model as it was found on the disk.
+
+    Args:
+        folder: the model folder or checkpoint that was taken.
+        config: its config.json.
+        tensors: group -> name -> tensor, on the CPU; "model" holds the weights to use.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def read_model(path: str | Path) -> Stored:
+    """Finds and reads the model of a model folder, a run folder or a checkpoint, after verifying every file.
+
+    Of a run its finished model is taken, or else its newest checkpoint that verifies; of a checkpoint the averaged weights,
+    where it has them. Nothing is looked up on a network.
+
+    Raises:
+        CheckpointError: there is no such folder, it holds no model, or a file is damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{str(path)!r}: there is no such folder. Give a run, a model folder or a checkpoint.")
+    origin = folder
+    if not (folder / "config.json").is_file():
+        if (folder / "model" / "config.json").is_file():
+            origin = folder / "model"
+        else:
+            newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+            if newest is None:
+                raise CheckpointError(
+                    f"{str(path)!r}: holds no model: neither config.json, nor model/, nor a finished checkpoint."
+                )
+            origin = newest
+    if (origin / "state.json").is_file():
+        checkpoint = load_checkpoint(origin)
+        tensors = dict(checkpoint.tensors)
+        tensors["model"] = tensors.get("ema", tensors["model"])
+        return Stored(origin, checkpoint.config, tensors)
+    return Stored(origin, *_read_model_folder(origin))
+
+
+def check_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Compares names and shapes before anything is copied.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown or of another shape.
+    """
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in expected]
+    wrong += [
+        f"{name} is {list(state[name].shape)}, the recipe makes it {list(weight.shape)}"
+        for name, weight in expected.items()
+        if name in state and state[name].shape != weight.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{where}: the weights do not fit the recipe: {'; '.join(wrong[:5])}.")
+
+
+def save_model_folder(
+    folder: str | Path,
+    *,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    card: str,
+    frozen: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Writes a model folder, or replaces one, in one step.
 
     Args:
@@ -60,6 +133,7 @@ def save_model_folder(folder: str | Path, *, config: Mapping[str, Any], state: M
         config: plain JSON values with the fields of `CONFIG_FIELDS`; "recipe" and "num_classes" are required.
         state: the model's `state_dict()`.
         card: the text of README.md.
+        frozen: weights of other networks that belong to the model, by name. None: there are none.
 
     Raises:
         CheckpointError: the config has an unknown, missing or wrongly typed field; the folder holds other files; or
@@ -70,6 +144,8 @@ def save_model_folder(folder: str | Path, *, config: Mapping[str, Any], state: M
     def write_files(place: Path) -> None:
         _write_json(place / "config.json", content)
         _write_tensors(place / "model.safetensors", state)
+        for group, named in (frozen or {}).items():
+            _write_tensors(place / f"{group}.safetensors", named)
         (place / "README.md").write_text(card, encoding="utf-8")
 
     publish(Path(folder), write_files)
@@ -81,9 +157,15 @@ def load_model_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Ten
     Raises:
         CheckpointError: the folder does not exist, a file is missing or damaged, or the config does not fit.
     """
-    folder = standing(Path(folder))
-    _need(folder, verify(folder), "config.json", "model.safetensors")
-    return read_config(folder), _read_tensors(folder / "model.safetensors")
+    config, tensors = _read_model_folder(Path(folder))
+    return config, tensors["model"]
+
+
+def _read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    folder = standing(folder)
+    sizes = verify(folder)
+    _need(folder, sizes, "config.json", "model.safetensors")
+    return read_config(folder), _read_groups(folder, sizes)
 
 
 def save_checkpoint(
@@ -118,9 +200,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     folder = standing(Path(folder))
     sizes = verify(folder)
     _need(folder, sizes, "config.json", "state.json")
-    groups = [name.removesuffix(".safetensors") for name in sizes if name.endswith(".safetensors")]
-    tensors = {group: _read_tensors(folder / f"{group}.safetensors") for group in groups}
-    return Checkpoint(read_config(folder), tensors, read_json(folder / "state.json"))
+    return Checkpoint(read_config(folder), _read_groups(folder, sizes), read_json(folder / "state.json"))
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
@@ -270,6 +350,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}, path)
+
+
+def _read_groups(folder: Path, listed: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+    groups = [name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors")]
+    return {group: _read_tensors(folder / f"{group}.safetensors") for group in groups}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

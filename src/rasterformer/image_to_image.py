@@ -17,7 +17,7 @@ from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.conditioning.resize import enlarge
 from rasterformer.conditioning.tiles import Tile, plan_tiles
-from rasterformer.data.decode import to_rgb
+from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.png import image_grid
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Batch, Cond, Known
@@ -181,11 +181,12 @@ def draw_canvases(
         yield from zip(group, drawn, strict=True)
 
 
-def to_pictures(images: Tensor | Sequence[Image.Image]) -> list[Tensor]:
+def to_pictures(images: Tensor | Sequence[Image.Image], *, labels: bool = False) -> list[Tensor]:
     """Returns each image as uint8 [3, h, w].
 
     Args:
         images: Pillow images of any sizes (`RGBA` goes on white), or uint8 [B, 3, h, w].
+        labels: they are label maps, whose values are class indices.
 
     Raises:
         ShapeError: a tensor of another shape or dtype.
@@ -196,7 +197,10 @@ def to_pictures(images: Tensor | Sequence[Image.Image]) -> list[Tensor]:
             raise ShapeError(f"images are {images.dtype} {list(images.shape)}; torch.uint8 [B, 3, h, w] is needed.")
         pictures = list(images.cpu())
     else:
-        pictures = [torch.from_numpy(np.array(to_rgb(image)[0])).permute(2, 0, 1) for image in images]
+        pictures = [
+            torch.from_numpy(np.array(to_labels(image) if labels else to_rgb(image)[0])).permute(2, 0, 1)
+            for image in images
+        ]
     if not pictures:
         raise ConfigError("no images were given. Give at least one.")
     return pictures

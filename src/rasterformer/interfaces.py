@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -27,11 +27,19 @@ class Cond:
         source: uint8 [B, c, h, w], another image: the target reduced, in grey, with noise or with a part missing.
         known: bool [B, H, W], the pixels of the target that the source shows as they are; it is 0 everywhere else. The model
             is then a distribution over the other pixels.
+        codes: int64 [B, S], tokens of a condition: of a map as large as the image, in raster order, or of coordinates.
+        text: float [B, S, D], states of a frozen text encoder.
+        text_known: bool [B, S], False at the padding of `text`.
+        dropped: bool [B], images whose condition is hidden from the model (classifier-free guidance, Ho & Salimans 2022).
     """
 
     label: Tensor | None = None
     source: Tensor | None = None
     known: Tensor | None = None
+    codes: Tensor | None = None
+    text: Tensor | None = None
+    text_known: Tensor | None = None
+    dropped: Tensor | None = None
 
     def to(self, device: torch.device) -> Cond:
         """Returns the same condition on `device`."""
@@ -42,8 +50,8 @@ class Cond:
         return self._map(lambda part: part[index])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Cond:
-        parts = (self.label, self.source, self.known)
-        return Cond(*(None if part is None else change(part) for part in parts))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Cond(**{name: None if part is None else change(part) for name, part in parts.items()})
 
 
 @dataclass(frozen=True)

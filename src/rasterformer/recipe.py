@@ -22,7 +22,9 @@ class DataConfig:
         trim: rows cut off above and below, and columns cut off on either side, before anything else; of
             sources of a paired task, too.
         reduction: `auto`: by box averaging where the factor is whole, else by Lanczos; `area`: by area averaging, rounded down,
-            as the paper's super-resolution data were made.
+            as the paper's super-resolution data were made; `nearest`: the images are label maps (grey values or palette
+            numbers are class indices), and the pixel at the centre of each area is taken. Sources of a paired task have
+            their own, `task.source_reduction`.
         flip_prob: probability of mirroring a training image left to right.
         use_labels: condition on the class of the image, where the data has classes.
         holdout_fraction: share of the images kept for held-out figures when the data has no split of its own.
@@ -32,7 +34,7 @@ class DataConfig:
     image_size: int = 32
     fit: Literal["crop", "stretch"] = "crop"
     trim: tuple[int, int] = (0, 0)
-    reduction: Literal["auto", "area"] = "auto"
+    reduction: Literal["auto", "area", "nearest"] = "auto"
     flip_prob: float = 0.0
     use_labels: bool = False
     holdout_fraction: float = 0.1

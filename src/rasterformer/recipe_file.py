@@ -37,10 +37,7 @@ def load_recipe(source: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         ConfigError: no such recipe or file; the file is too large, not UTF-8, or not plain YAML; an override does
             not name section.field; or any field is unknown, of the wrong type, or has a value that cannot work.
     """
-    path = _find(source)
-    content = _parse(_read(path), where=str(path))
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {content!r}; a recipe has the sections {', '.join(SECTIONS)}.")
+    content = read_yaml(source)
     for name, text in overrides:
         section, dot, field = name.partition(".")
         if section not in SECTIONS[1:] or not dot or not field:
@@ -51,6 +48,19 @@ def load_recipe(source: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         if isinstance(content[section], dict):
             content[section][field] = _parse(text, where=f"override {name}")
     return recipe_from_dict(content, where=str(source))
+
+
+def read_yaml(source: str | Path) -> dict[str, Any]:
+    """Returns the plain values of a shipped recipe, a pipeline, or a file of either, as they stand.
+
+    Raises:
+        ConfigError: no such recipe or file; the file is too large, not UTF-8, or not plain YAML with sections.
+    """
+    path = _find(source)
+    content = _parse(_read(path), where=str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {content!r}; a recipe has the sections {', '.join(SECTIONS)}.")
+    return content
 
 
 def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -73,20 +83,16 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
     training = _fill("training", TrainingConfig, content.get("training"), found)
     model, system = None, content.get("system")
     if system is None:
-        found.append(f"system is missing.{did_you_mean('', registry.SYSTEMS)}")
-    elif not isinstance(system, str) or system not in registry.SYSTEMS:
-        found.append(f"system = {system!r} is not known.{did_you_mean(str(system), registry.SYSTEMS)}")
+        found.append(f"system is missing.{did_you_mean('', _systems())}")
+    elif not isinstance(system, str) or system not in _systems():
+        found.append(f"system = {system!r} is not known.{did_you_mean(str(system), _systems())}")
     else:
         model = _fill("model", registry.config_class(system), content.get("model"), found)
     for section in (data, training, model):
         found += section.problems() if section is not None else []
     task = _fill_task(content.get("task"), data, found)
-    if model is not None and not found and (content.get("task") is not None) != model.takes_source:
-        found.append(
-            "task is set, but the network reads no source. Set model.encoder_depth, to 4 for example."
-            if content.get("task") is not None
-            else "model.encoder_depth is set, but there is no task that makes sources. Set task.name, or leave the encoder out."
-        )
+    if model is not None and data is not None and not found:
+        found += model.fit_problems(task=None if task is None else task_name(task), image_size=data.image_size)
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{where} has {count}:", *found]))
@@ -142,6 +148,10 @@ def shipped_text(name: str) -> str:
     if name not in shipped:
         raise ConfigError(f"{name!r} is no shipped recipe.{did_you_mean(name, shipped)}")
     return shipped[name].read_text(encoding="utf-8")
+
+
+def _systems() -> dict[str, str]:
+    return registry.SYSTEMS | registry.TOKENIZERS
 
 
 def _find(source: str | Path) -> Path:

@@ -44,7 +44,12 @@ def open_recipe_images(recipe: Recipe, split: Literal["train", "test", "all"], *
     assert recipe.task.source_path is not None, "a recipe without one is refused"
     size = recipe.task.source_size or data.image_size
     sources = pair_images(
-        images, recipe.task.source_path, source_size=size, fit=data.fit, trim=data.trim, reduction=data.reduction
+        images,
+        recipe.task.source_path,
+        source_size=size,
+        fit=data.fit,
+        trim=data.trim,
+        reduction=recipe.task.source_reduction,
     )
     both = hashlib.sha256(f"{images.fingerprint} {sources.fingerprint}".encode()).hexdigest()
     return replace(images, sources=sources, fingerprint=both)

@@ -1,7 +1,9 @@
-"""Which systems there are: one dict, name -> package.
+"""Which systems there are: two dicts, name -> package.
 
-A system's package holds `config.py` (a frozen dataclass `Config`, no torch) and `model.py` with
-`build(config, *, image_size, num_classes) -> (Codec, ImageModel)`. A new system is one folder and one line here.
+A system's package holds `config.py` (a frozen dataclass `Config`, no torch) and `model.py`. A new system is one folder and one
+line here. `build` of a generative system makes its codec and its network:
+`build(config, *, image_size, num_classes, source) -> (Codec, Autoregressive)`, with `tokenizers` besides where it is trained on
+their codes. A tokenizer turns images into codes; its `build(config)` makes a VQAutoencoder, and its `TokenizerLoss` trains it.
 """
 
 import importlib
@@ -12,13 +14,18 @@ from rasterformer.errors import ConfigError, did_you_mean
 
 SYSTEMS: dict[str, str] = {
     "image_transformer": "rasterformer.systems.image_transformer",
+    "vqgan_transformer": "rasterformer.systems.vqgan_transformer",
+}
+TOKENIZERS: dict[str, str] = {
+    "vqgan": "rasterformer.systems.vqgan",
 }
 
 
 def _package(system: str) -> str:
-    if system not in SYSTEMS:
-        raise ConfigError(f"system = {system!r} is not known.{did_you_mean(system, SYSTEMS)}")
-    return SYSTEMS[system]
+    packages = SYSTEMS | TOKENIZERS
+    if system not in packages:
+        raise ConfigError(f"system = {system!r} is not known.{did_you_mean(system, packages)}")
+    return packages[system]
 
 
 def config_class(system: str) -> type[Any]:

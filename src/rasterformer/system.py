@@ -6,8 +6,8 @@ The command line calls these same methods. How a folder becomes one is in `loadi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rasterformer import registry
+from rasterformer import code_images, registry
+from rasterformer.autoregressive import memory
 from rasterformer.autoregressive.complete import known_prefix, parse_known
-from rasterformer.autoregressive.memory import DrawingPlan, available_bytes, plan_drawing
+from rasterformer.autoregressive.guidance import Guided
+from rasterformer.autoregressive.memory import DrawingPlan, available_bytes
 from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
+from rasterformer.batches import OnImages, batches_of, collected, in_parts
 from rasterformer.checkpoint import save_model_folder
+from rasterformer.code_drawing import complete_codes, transform_codes
+from rasterformer.code_images import CodeOptions
 from rasterformer.codecs.pixels import PixelCodec
-from rasterformer.conditioning.sources import luma, make_source, masked_source, source_generators
-from rasterformer.data.decode import to_rgb
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.sources import make_source, masked_source, source_generators, source_of_picture
+from rasterformer.conditioning.text import TextEncoder
+from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
 from rasterformer.distributions.pmf import check_options
@@ -41,17 +48,18 @@ from rasterformer.tasks import (
     Colourise,
     Denoise,
     Inpaint,
+    Paired,
     SourceShape,
     SuperResolution,
     Task,
     source_shape,
     task_name,
 )
+from rasterformer.tokenizer import Tokenizer, load_tokenizer
 
 MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
 
 Images = Tensor | Sequence[Image.Image]
-OnImages = Callable[[int, Tensor], None]
 Precision = Literal["float32", "bfloat16"]
 Label = str | int | None
 
@@ -62,33 +70,48 @@ class System:
 
     Args:
         recipe: what it was trained by.
-        codec: images <-> symbols.
+        codec: images <-> symbols: pixels, or the codes of a tokenizer.
         model: the network, in evaluation mode when loaded.
         class_names: () for a model without classes.
         steps: optimiser steps behind the weights.
         origin: where it was loaded from, for people.
+        tokenizers: of a model over codes: `tokenizer`, and `condition_tokenizer` where its task's sources have one.
+        text_encoder: of a model with captions; loaded when it is first needed.
     """
 
     recipe: Recipe
-    codec: PixelCodec
+    codec: PixelCodec | CodeCodec
     model: Autoregressive
     class_names: tuple[str, ...] = ()
     steps: int = 0
     origin: str = "new"
+    tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
+    text_encoder: TextEncoder | None = None
 
     @classmethod
-    def create(cls, recipe: Recipe, *, class_names: Sequence[str] = (), num_classes: int | None = None) -> System:
+    def create(
+        cls,
+        recipe: Recipe,
+        *,
+        class_names: Sequence[str] = (),
+        num_classes: int | None = None,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+    ) -> System:
         """Builds an untrained system; its weights are drawn by `training.seed` and nothing else.
 
         Args:
             recipe: names system and network.
             class_names: classes to condition on.
             num_classes: where the classes have no names. None: as many as class_names.
+            tokenizers: of a model over codes. None: those that the recipe names are loaded.
 
         Raises:
-            ConfigError: the recipe describes no network.
+            ConfigError: the recipe describes no network, or images and tokenizer do not fit.
+            CheckpointError: a tokenizer that the recipe names cannot be loaded.
         """
         classes = len(class_names) if num_classes is None else num_classes
+        loaded = dict(tokenizers) if tokenizers else _load_tokenizers(recipe)
+        parts = {} if not loaded else {"tokenizers": _codecs(recipe, loaded)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             codec, model = registry.model_module(recipe.system).build(
@@ -96,8 +119,9 @@ class System:
                 image_size=recipe.data.image_size,
                 num_classes=classes,
                 source=None if recipe.task is None else source_shape(recipe.task, recipe.data.image_size),
+                **parts,
             )
-        return cls(recipe, codec, model, tuple(class_names))
+        return cls(recipe, codec, model, tuple(class_names), tokenizers=loaded)
 
     @property
     def image_size(self) -> int:
@@ -108,6 +132,18 @@ class System:
     def num_dims(self) -> int:
         """Dimensions of an image, C H W: what bits/dim are counted over."""
         return math.prod(self.codec.image_shape)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns images into codes. None: the model works on pixels."""
+        return self.tokenizers.get("tokenizer")
+
+    def to(self, device: str | torch.device) -> System:
+        """Moves all weights."""
+        self.model.to(device)
+        for tokenizer in self.tokenizers.values():
+            tokenizer.autoencoder.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +163,10 @@ class System:
         batch_size: int | None = None,
         precision: Precision = "float32",
         parallel: bool = False,
+        size: tuple[int, int] | None = None,
+        guidance_scale: float = 1.0,
+        window_stride: int = 1,
+        text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -147,6 +187,12 @@ class System:
             precision: of layers and caches. `bfloat16` is faster with many images and draws from a rounded model.
             parallel: draw one image at a time, several positions per pass; the same images. Worth it for a few images of
                 separate channels, which are well predictable.
+            size: height and width, pixels, of images from a model over codes; larger ones than it was trained on are drawn by
+                a sliding window. None: as trained.
+            guidance_scale: above 1 the condition counts more than it did in training; models over codes that were trained with
+                `drop_condition_prob`.
+            window_stride: the sliding window moves on by so many codes; 1 is the paper's rule, more is faster.
+            text: for all or one for each, for models that were trained with captions.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             on_step: told (positions done, positions in all) over all batches.
             on_images: given (index of the first, uint8 [B, 3, H, W]) of every batch when it is done.
@@ -156,10 +202,13 @@ class System:
         """
         self._need_no_source("sample")
         options = SampleOptions(temperature, top_k, top_p)
-        cond = self._cond(label, n, seed, first=first)
-        model, plan = self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)
-        batches = self._draw(model, plan, cond, options, seed, first=first, parallel=parallel, on_step=on_step)
-        images = _collected(batches, on_images)
+        more = CodeOptions(size, guidance_scale, window_stride)
+        cond = self._cond(label, n, seed, first=first, text=text)
+        model, plan = self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
+        batches = self.draw_batches(
+            model, plan, cond, options, seed, first=first, parallel=parallel, more=more, on_step=on_step
+        )
+        images = collected(batches, on_images)
         return images if as_tensor else to_pil(images)
 
     def plan_sampling(
@@ -169,13 +218,15 @@ class System:
         batch_size: int | None = None,
         precision: Precision = "float32",
         parallel: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> DrawingPlan:
         """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
 
         Raises:
             ConfigError: a batch does not fit into memory.
         """
-        return self._drawing(n, batch_size=batch_size, precision=precision, parallel=parallel)[1]
+        more = CodeOptions(size)
+        return self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
 
     def complete(
         self,
@@ -191,6 +242,7 @@ class System:
         batch_size: int | None = None,
         precision: Precision = "float32",
         parallel: bool = False,
+        candidates: int = 1,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -199,10 +251,14 @@ class System:
 
         Args:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
-            known: `top:0.5`, `rows:12`, or a mask bool [H, W]; must be a prefix of the generation order.
+            known: `top:0.5`, `rows:12`, or a mask bool [H, W]. For a model of pixels it must be a prefix of the generation order;
+                a model over codes takes any mask, and keeps the codes all of whose pixels are known.
             n: completions of each image.
             label: class name or index, for all or one for each of the B images. None: as in `sample`.
             temperature, top_k, top_p, seed, batch_size, precision, parallel, as_tensor, on_step: as in `sample`.
+            candidates: of a model over codes and a mask with known codes after unknown ones: so many fillings are drawn for each
+                result, and one of them is chosen with the probability that it gives to the known codes after it (sampling,
+                importance resampling; exact in the limit). 1: what comes after is not looked at.
             on_images: as in `sample`; the images are those of the first image, then those of the second, and so on.
 
         Returns:
@@ -219,6 +275,18 @@ class System:
         pixels = self.to_tensor(images)
         _, height, width = self.codec.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else known
+        if isinstance(self.codec, CodeCodec):
+            cond = self._cond(
+                label if label is None or isinstance(label, str | int) else list(label), len(pixels), seed
+            )
+            result = complete_codes(
+                self,
+                pixels, mask, n, cond, SampleOptions(temperature, top_k, top_p), seed, candidates=candidates,
+                precision=precision, batch_size=batch_size, parallel=parallel, on_step=on_step, on_images=on_images
+            )  # fmt: skip
+            return result if as_tensor else [to_pil(row) for row in result]
+        if candidates != 1:
+            raise ConfigError(f"candidates = {candidates} is for models over codes. Leave it out.")
         known_prefix(self.codec, mask)
         x = self.codec.encode(pixels).repeat_interleave(n, 0)
         total = len(x)
@@ -226,10 +294,10 @@ class System:
             label = [entry for entry in label for _ in range(n)]
         cond = self._cond(label, total, seed)
         options = SampleOptions(temperature, top_k, top_p)
-        model, plan = self._drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
+        model, plan = self.plan_drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
         given = Known(x, self.codec.positions_of(mask[None]).expand(total, -1))
-        batches = self._draw(model, plan, cond, options, seed, parallel=parallel, known=given, on_step=on_step)
-        result = _collected(batches, on_images).unflatten(0, (len(pixels), n))
+        batches = self.draw_batches(model, plan, cond, options, seed, parallel=parallel, known=given, on_step=on_step)
+        result = collected(batches, on_images).unflatten(0, (len(pixels), n))
         return result if as_tensor else [to_pil(row) for row in result]
 
     def transform(
@@ -247,6 +315,8 @@ class System:
         overlap: int | None = None,
         batch_size: int | None = None,
         precision: Precision = "float32",
+        guidance_scale: float = 1.0,
+        window_stride: int = 1,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -263,6 +333,8 @@ class System:
             temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
             tile: draw sources that are larger than the model's in tiles. False: refuse them.
             overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
+            guidance_scale, window_stride: as in `sample`; a model over codes draws larger sources by a sliding window, not in
+                tiles.
             as_tensor: return tensors instead of Pillow images.
             on_step: told (positions done, positions in all) of all tiles.
             on_images: given (number of the image, uint8 [n, 3, H, W]) when all of its results are there.
@@ -278,7 +350,7 @@ class System:
         task, shape = self._task(), self.source_shape
         assert shape is not None, "a task has sources"
         check_options(SampleOptions(temperature, top_k, top_p))
-        pictures = to_pictures(images)
+        pictures = to_pictures(images, labels=isinstance(task, Paired) and task.source_reduction == "nearest")
         if shape.has_mask and known is None:
             raise ConfigError("known is missing: say which pixels of each image stay as they are, bool [h, w].")
         if not shape.has_mask and known is not None:
@@ -288,9 +360,29 @@ class System:
         if known is not None and len(known) != len(pictures):
             raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
         cond = self._cond(label, len(pictures), seed)
+        more = CodeOptions(guidance_scale=guidance_scale, window_stride=window_stride)
+        if self.tokenizer is not None:
+            if overlap is not None:
+                raise ConfigError(
+                    f"overlap = {overlap} is for models of pixels; this one slides a window. Use window_stride."
+                )
+            if not tile and (large := [picture for picture in pictures if max(picture.shape[1:]) > shape.size]):
+                raise ConfigError(
+                    f"a source of {large[0].shape[1]}x{large[0].shape[2]} pixels is larger than the model's {shape.size}x"
+                    f"{shape.size}. Let it be drawn by a sliding window, or reduce it."
+                )
+            options = SampleOptions(temperature, top_k, top_p)
+            results = transform_codes(
+                self,
+                pictures, n, cond, options, seed, more, precision=precision, batch_size=batch_size, on_step=on_step,
+                on_images=on_images
+            )  # fmt: skip
+            return results if as_tensor else [to_pil(result) for result in results]
+        self._need_codes(more)
+        assert isinstance(self.codec, PixelCodec), "a model without a tokenizer works on pixels"
         canvases = []
         for k, picture in enumerate(pictures):
-            source = luma(picture[None]) if shape.channels == 1 else picture[None]
+            source = source_of_picture(task, picture[None])
             mask = None
             if known is not None:
                 if bool(known[k].all()):
@@ -301,7 +393,7 @@ class System:
             canvases.append(plan_canvas(source, mask, shape, image_size=self.image_size, overlap=overlap, tile=tile))
         largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)
         pieces = sum(canvas.num_tiles for canvas in canvases) * n
-        model, plan = self._drawing(
+        model, plan = self.plan_drawing(
             min(pieces, largest * len(pictures)), batch_size=batch_size, precision=precision, parallel=False
         )
         done = 0
@@ -315,7 +407,7 @@ class System:
             done += count
             return x
 
-        results: list[Tensor] = []
+        results = []
         drawn = draw_canvases(
             canvases, self.codec, draw_pieces, cond=cond, n=n, seed=seed, pieces_at_a_time=plan.batch_size
         )
@@ -394,6 +486,11 @@ class System:
         Returns:
             nats, float32 [B, 3, H, W], 0 at known pixels; the sum over an image is its exact negative log-likelihood.
         """
+        if not isinstance(self.codec, PixelCodec):
+            raise ConfigError(
+                "the likelihood of pixels was asked for, but this model gives one of codes only, from which pixels do not follow "
+                "exactly: bits/dim would be a lie. Use code_nats: nats per code."
+            )
         x = self.codec.encode(images).to(self.device)
         return self.codec.image_of(symbol_nats(self.model, x, (cond or Cond()).to(self.device))).cpu()
 
@@ -412,12 +509,19 @@ class System:
             uint8 [B, n, 3, H, W].
         """
         assert cond.source is not None, "there is something to draw from"
+        if self.tokenizer is not None:
+            options = SampleOptions(temperature)
+            plain = replace(cond, source=None, known=None)
+            drawn = transform_codes(
+                self, list(cond.source.cpu()), n, plain, options, seed, CodeOptions(), on_step=on_step
+            )
+            return torch.stack(drawn)
         index = torch.arange(len(cond.source)).repeat_interleave(n)
-        model, plan = self._drawing(len(index), batch_size=None, precision="float32", parallel=False)
+        model, plan = self.plan_drawing(len(index), batch_size=None, precision="float32", parallel=False)
         each = cond.to(self.device).rows(index.to(self.device))
         options = SampleOptions(temperature)
-        batches = self._draw(model, plan, each, options, seed, parallel=False, on_step=on_step)
-        return _collected(batches, None).unflatten(0, (-1, n))
+        batches = self.draw_batches(model, plan, each, options, seed, parallel=False, on_step=on_step)
+        return collected(batches, None).unflatten(0, (-1, n))
 
     def bits_per_dim(self, images: Images, *, label: Label | Sequence[Label] = None, batch_size: int = 32) -> Tensor:
         """Exact bits per dimension of each image, float64 [B]: of the pixels that are not known, given the source.
@@ -438,7 +542,7 @@ class System:
             known = did_you_mean("", self.class_names)
             raise ConfigError(f"label is missing: the likelihood of this model depends on it.{known}")
         cond, bits = self._cond(label, len(pixels), 0), []
-        for rows in _batches(len(pixels), batch_size):
+        for rows in batches_of(len(pixels), batch_size):
             batch = Batch(pixels[rows], cond.rows(rows))
             batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
             nats = self.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3))
@@ -474,7 +578,7 @@ class System:
                 raise ShapeError(
                     f"image {k} is {image.width}x{image.height}; this model needs at least {size}x{size}{cut}."
                 )
-        upright = [to_rgb(image)[0] for image in images]
+        upright = [to_labels(image) if data.reduction == "nearest" else to_rgb(image)[0] for image in images]
         fitted = [
             fit_square(image, size, fit=data.fit, trim=data.trim, reduction=data.reduction)[0] for image in upright
         ]
@@ -489,7 +593,16 @@ class System:
             "image_shape": list(self.codec.image_shape),
             "x_shape": list(self.codec.x_shape),
             "steps": self.steps,
+            **(
+                {"tokenizers": {name: part.config() for name, part in self.tokenizers.items()}}
+                if self.tokenizers
+                else {}
+            ),
         }
+
+    def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of the tokenizers, by name."""
+        return {name: dict(part.autoencoder.state_dict()) for name, part in self.tokenizers.items()}
 
     def save(self, folder: str | Path) -> None:
         """Writes a model folder: config.json, model.safetensors, README.md, manifest.json.
@@ -497,7 +610,13 @@ class System:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        save_model_folder(folder, config=self.config(), state=self.model.state_dict(), card=self._card())
+        save_model_folder(
+            folder,
+            config=self.config(),
+            state=self.model.state_dict(),
+            card=self._card(),
+            frozen=self.frozen_tensors(),
+        )
 
     @property
     def source_shape(self) -> SourceShape | None:
@@ -528,10 +647,18 @@ class System:
                 "each image. Use upscale, restore, colourise, denoise or transform."
             )
 
-    def _drawing(
-        self, n: int, *, batch_size: int | None, precision: Precision, parallel: bool
+    def plan_drawing(
+        self,
+        n: int,
+        *,
+        batch_size: int | None,
+        precision: Precision,
+        parallel: bool,
+        more: CodeOptions | None = None,
     ) -> tuple[Autoregressive, DrawingPlan]:
         """The model in the precision to draw in, and how many images at a time."""
+        if more is not None:
+            self._need_codes(more)
         if n < 1 or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
         if parallel and batch_size is not None and batch_size > 1:
@@ -543,9 +670,16 @@ class System:
         model = self.model.to_bfloat16() if precision == "bfloat16" else self.model
         size = 1 if parallel else batch_size
         available = available_bytes(self.device)
-        return model, plan_drawing(model, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
+        guided = model
+        if more is not None and more.guidance_scale != 1.0:
+            guided = Guided(model, more.guidance_scale)  # which holds each image twice
+        plan = memory.plan_drawing(guided, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
+        if self.tokenizer is not None:  # a window may be smaller than the image
+            rows, cols = code_images.grid_of(self, None if more is None else more.size)
+            plan = replace(plan, positions=rows * cols)
+        return model, plan
 
-    def _draw(
+    def draw_batches(
         self,
         model: Autoregressive,
         plan: DrawingPlan,
@@ -556,13 +690,32 @@ class System:
         first: int = 0,
         parallel: bool,
         known: Known | None = None,
+        condition: Tensor | None = None,
+        more: CodeOptions | None = None,
         on_step: OnStep | None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W]."""
-        for rows in _batches(plan.num_images, plan.batch_size):
+        for rows in batches_of(plan.num_images, plan.batch_size):
             rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
-            told = _in_parts(on_step, rows, plan.num_images, plan.positions)
+            told = in_parts(on_step, rows, plan.num_images, plan.positions)
             part, given = cond.rows(rows), None if known is None else Known(known.x[rows], known.where[rows])
+            if self.tokenizer is not None:
+                more = more or CodeOptions()
+                codes = code_images.draw_codes(
+                    self,
+                    model,
+                    part,
+                    None if condition is None else condition[rows],
+                    code_images.grid_of(self, more.size),
+                    options=options,
+                    more=more,
+                    rng=rng,
+                    known=given,
+                    parallel=parallel,
+                    on_step=told,
+                )
+                yield rows.start, code_images.decode(self, codes)
+                continue
             if parallel:
                 x = draw_in_parallel(model, part, options=options, rng=rng, known=given, on_step=told).x
             elif given is None:
@@ -571,11 +724,58 @@ class System:
                 x = draw(model, part, len(rng), options=options, rng=rng, known=given, on_step=told)
             yield rows.start, self.codec.decode(x).cpu()
 
-    def _cond(self, label: Label | Sequence[Label], count: int, seed: int, *, first: int = 0) -> Cond:
+    def condition_of(self, cond: Cond) -> Tensor | None:
+        """The codes of the sources of images at the model's size, int64 [B, hc, wc]. None: there are no sources."""
+        if cond.source is None:
+            return None
+        return code_images.condition_codes(self, cond.source, (self.image_size, self.image_size))
+
+    def code_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
+        """Negative log-likelihood of every code of images, given those before it and the condition; none of pixels.
+
+        Args:
+            images: uint8 [B, 3, H, W] at the model's size.
+            cond: what the images are conditioned on, sources as images. None: nothing.
+
+        Returns:
+            nats, float32 [B, h, w].
+
+        Raises:
+            ConfigError: the model works on pixels.
+            ShapeError: images of another size.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("this model works on pixels and has no codes. Use bits_per_dim, or symbol_nats.")
+        given = cond or Cond()
+        condition = self.condition_of(given)
+        plain = replace(given, source=None, known=None).to(self.device)
+        return code_images.code_nats(self, self.to_tensor(images), plain, condition).cpu()
+
+    def _need_codes(self, more: CodeOptions) -> None:
+        """Refuses what only models over codes can do, and what this one cannot."""
+        if self.tokenizer is None and more != CodeOptions():
+            raise ConfigError(
+                "size, guidance_scale and window_stride are for models over codes, and this one draws pixels."
+            )
+        if more.guidance_scale != 1.0 and self.recipe.model.drop_condition_prob == 0.0:
+            raise ConfigError(
+                f"guidance_scale = {more.guidance_scale} needs a model that has seen images without their condition. Train it "
+                "with model.drop_condition_prob = 0.1, or leave the option out."
+            )
+
+    def _cond(
+        self,
+        label: Label | Sequence[Label],
+        count: int,
+        seed: int,
+        *,
+        first: int = 0,
+        text: str | Sequence[str] | None = None,
+    ) -> Cond:
         if not self.model.num_classes:
             if label is not None:
                 raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
-            return Cond()
+            return self.with_text(Cond(), text, count)
         if label is None:  # one stream per image, apart from the images' own streams
             streams = (torch.Generator().manual_seed(stream_seed(seed, "label", first + k)) for k in range(count))
             classes = [int(torch.randint(self.model.num_classes, (), generator=g)) for g in streams]
@@ -584,7 +784,36 @@ class System:
             if len(labels) != count:
                 raise ConfigError(f"label has {len(labels)} entries for {count} images. Give one, or one for each.")
             classes = [self._class_index(entry) for entry in labels]
-        return Cond(label=torch.tensor(classes, device=self.device))
+        return self.with_text(Cond(label=torch.tensor(classes, device=self.device)), text, count)
+
+    def with_text(self, cond: Cond, text: str | Sequence[str] | None, count: int) -> Cond:
+        """Adds the states of a frozen text encoder to a condition; a model without captions takes none.
+
+        Args:
+            cond: of `count` images.
+            text: for all, or one for each. None: for a model with captions an empty one.
+            count: number of images.
+
+        Raises:
+            ConfigError: the model was trained without captions, or another number of texts.
+            MissingExtraError: the text encoder is not installed.
+        """
+        if not self.takes_text:
+            if text is not None:
+                raise ConfigError("text was given, but this model was trained without captions. Leave it out.")
+            return cond
+        texts = [text or ""] * count if text is None or isinstance(text, str) else list(text)
+        if len(texts) != count:
+            raise ConfigError(f"text has {len(texts)} entries for {count} images. Give one, or one for each.")
+        if self.text_encoder is None:
+            self.text_encoder = TextEncoder.load()
+        states, known = self.text_encoder.encode(texts, length=self.recipe.model.text_length)
+        return replace(cond, text=states.to(self.device), text_known=known.to(self.device))
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the model was trained with captions."""
+        return getattr(self.recipe.model, "text_dim", None) is not None
 
     def _class_index(self, label: Label) -> int:
         if isinstance(label, str) and label in self.class_names:
@@ -597,6 +826,15 @@ class System:
             f"label = {label!r} is not known to this model.{hint} An index in 0..{self.model.num_classes - 1} works too."
         )
 
+    def _likelihood_of(self) -> str:
+        if self.tokenizer is None:
+            return f"{self.recipe.model.distribution}, over {self.num_dims:,} dimensions"
+        tokenizer = self.tokenizer
+        codes = (
+            f"{math.prod(self.codec.x_shape):,} codes of {tokenizer.vocab_size:,} (tokenizer {tokenizer.fingerprint})"
+        )
+        return f"of {codes}, not of pixels"
+
     def _card(self) -> str:
         weights = sum(p.numel() for p in self.model.parameters())
         classes = f"- classes: {', '.join(self.class_names)}\n" if self.class_names else ""
@@ -608,29 +846,33 @@ class System:
         return (
             f"# {self.recipe.system}, {self.image_size}x{self.image_size}\n\n"
             f"- {weights:,} parameters, {self.steps:,} optimiser steps, recipe {recipe_hash(self.recipe)}\n"
-            f"- likelihood: exact, {given}{self.recipe.model.distribution}, over {self.num_dims:,} dimensions\n"
+            f"- likelihood: exact, {given}{self._likelihood_of()}\n"
             f"- trained on: {self.recipe.data.path}\n{classes}\n"
             "```python\nimport rasterformer\n\n"
             f'model = rasterformer.load("this folder")\n{use}\n```\n'
         )
 
 
-def _batches(total: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, total)) for first in range(0, total, size))
+def _load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
+    """The tokenizers that a recipe names, by field."""
+    paths = {name: getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")}
+    needs = recipe.task is not None and not isinstance(recipe.task, SuperResolution)
+    if paths["tokenizer"] is not None and paths["condition_tokenizer"] is None and needs and recipe.task is not None:
+        raise ConfigError(
+            f"model.condition_tokenizer is missing: the tokenizer of the sources of task {task_name(recipe.task)}. Train one on "
+            "them, by the recipe vqgan-map for example."
+        )
+    return {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
 
 
-def _collected(batches: Iterator[tuple[int, Tensor]], on_images: OnImages | None) -> Tensor:
-    """All images of the batches, each batch told as soon as it is there."""
-    pictures = []
-    for start, images in batches:
-        pictures.append(images)
-        if on_images is not None:
-            on_images(start, images)
-    return torch.cat(pictures)
-
-
-def _in_parts(on_step: OnStep | None, rows: slice, total: int, length: int) -> OnStep | None:
-    """Progress of one batch, `rows` of `total` images, as progress of all."""
-    if on_step is None:
-        return None
-    return lambda done, _: on_step(rows.start * length + done * (rows.stop - rows.start), total * length)
+def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer]) -> dict[str, CodeCodec]:
+    """What a network must know of its tokenizers: images and sources at the size at which they are tokenized."""
+    size = recipe.data.image_size
+    sizes = {"tokenizer": size, "condition_tokenizer": size}
+    if recipe.task is not None and not isinstance(recipe.task, SuperResolution):
+        if "condition_tokenizer" not in tokenizers:
+            raise ConfigError(
+                "model.condition_tokenizer is missing: the tokenizer of the task's sources. Train one on them with system vqgan."
+            )
+        sizes["condition_tokenizer"] = source_shape(recipe.task, size).size
+    return {name: tokenizer.codec(sizes[name]) for name, tokenizer in tokenizers.items()}

@@ -6,6 +6,7 @@ How sources are made is in `conditioning/`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,28 @@ class Colourise:
 
 
 @dataclass(frozen=True)
+class Edges:
+    """The source is the target's edges (Canny 1986): 255 on an edge and 0 elsewhere.
+
+    Args:
+        sigma: of the Gaussian that smooths the image first, pixels.
+        low, high: sizes of the gradient from which an edge goes on and at which it begins; a sharp step from black to white
+            has 1.6 at sigma 2.
+    """
+
+    sigma: float = 2.0
+    low: float = 0.1
+    high: float = 0.2
+
+    def problems(self, image_size: int) -> list[str]:
+        """Returns what is wrong with it for targets of `image_size` pixels, one sentence each."""
+        found = [] if 0.0 < self.sigma < math.inf else [f"task.sigma = {self.sigma} must be above 0 pixels and finite."]
+        if not 0.0 < self.low <= self.high:
+            found.append(f"task.low = {self.low} must be above 0 and not above task.high = {self.high}.")
+        return found
+
+
+@dataclass(frozen=True)
 class Denoise:
     """The source is the target with noise.
 
@@ -109,10 +132,12 @@ class Paired:
     Args:
         source_path: that folder. None: must be given.
         source_size: side of the sources, pixels; divides that of the targets. None: that of the targets.
+        source_reduction: of the sources, as `data.reduction` is of the targets; `nearest` where they are label maps.
     """
 
     source_path: str | None = None
     source_size: int | None = None
+    source_reduction: Literal["auto", "area", "nearest"] = "auto"
 
     def problems(self, image_size: int) -> list[str]:
         """Returns what is wrong with it for targets of `image_size` pixels, one sentence each."""
@@ -127,12 +152,13 @@ class Paired:
         return found
 
 
-Task = SuperResolution | Inpaint | Colourise | Denoise | Paired
+Task = SuperResolution | Inpaint | Colourise | Edges | Denoise | Paired
 
 TASKS: dict[str, type[Any]] = {
     "super_resolution": SuperResolution,
     "inpaint": Inpaint,
     "colourise": Colourise,
+    "edges": Edges,
     "denoise": Denoise,
     "paired": Paired,
 }
@@ -148,7 +174,7 @@ class SourceShape:
     """What the source images of a task look like.
 
     Args:
-        channels: 3, or 1 for grey.
+        channels: 3, or 1 for grey and for edges.
         size: side, pixels.
         has_mask: whether some of its pixels may be missing, and the others are pixels of the target.
     """
@@ -165,7 +191,7 @@ def source_shape(task: Task, image_size: int) -> SourceShape:
             return SourceShape(3, image_size // factor, False)
         case Inpaint():
             return SourceShape(3, image_size, True)
-        case Colourise():
+        case Colourise() | Edges():
             return SourceShape(1, image_size, False)
         case Denoise():
             return SourceShape(3, image_size, False)

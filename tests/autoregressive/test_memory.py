@@ -96,7 +96,9 @@ def test_a_plan_counts_the_weights_in_their_precision(small: Autoregressive) -> 
     numbers = {name: weight.numel() for name, weight in small.named_parameters()}
     head = sum(count for name, count in numbers.items() if name.startswith("head."))
     assert weight_bytes(small) == 4 * sum(numbers.values())
-    assert weight_bytes(small.to_bfloat16()) == 2 * sum(numbers.values()) + 2 * head + 2 * 48 * 8  # and positions, rounded once
+    assert (
+        weight_bytes(small.to_bfloat16()) == 2 * sum(numbers.values()) + 2 * head + 2 * 48 * 8
+    )  # and positions, rounded once
 
 
 def test_too_little_memory_for_one_image_is_refused_and_may_be_tried_nevertheless(small: Autoregressive) -> None:

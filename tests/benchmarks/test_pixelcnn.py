@@ -16,7 +16,9 @@ def model() -> PixelCNN:
     """Large random weights, so that every dependence shows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = PixelCNN(PixelCNNConfig(num_filters=6, depth=2, num_mixtures=2), PixelCodec(SIDE, is_joint=True)).double()
+        made = PixelCNN(
+            PixelCNNConfig(num_filters=6, depth=2, num_mixtures=2), PixelCodec(SIDE, is_joint=True)
+        ).double()
         for conv in made.modules():
             if hasattr(conv, "gain"):
                 conv.gain.data.mul_(3)

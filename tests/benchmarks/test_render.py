@@ -35,7 +35,9 @@ def record(name: str, bits: float, *, spread: float = 0.01) -> dict[str, Any]:
     [(3.2, 0.01, "beats"), (3.4, 0.01, "**loses**"), (3.3001, 0.3, "equal within")],
 )
 def test_the_verdict_follows_from_differences_on_the_same_images(house: float, spread: float, sentence: str) -> None:
-    said = " ".join(verdicts({"house": record("house", house, spread=0.0), "pixelcnn": record("pixelcnn", 3.3, spread=spread)}))
+    said = " ".join(
+        verdicts({"house": record("house", house, spread=0.0), "pixelcnn": record("pixelcnn", 3.3, spread=spread)})
+    )
     assert sentence in said
     assert sum(word in said for word in ("beats", "**loses**", "equal within")) == 1
 
@@ -80,7 +82,11 @@ def sampling_record(*, speedup: float, flat: float, memory: float) -> dict[str, 
         "naive": [{"batch_size": 1, "ratio": around(150.0)}],
         "grouped_heads": [{"dtype": "float32", "batch_size": 1, "ratio": around(1.5)}],
         "by_image_size": [
-            {"batch_size": 1, "seconds_per_step": {"32": around(1e-3), "128": around(flat * 1e-3)}, "ratio": around(flat)}
+            {
+                "batch_size": 1,
+                "seconds_per_step": {"32": around(1e-3), "128": around(flat * 1e-3)},
+                "ratio": around(flat),
+            }
         ],
         "memory": [
             {"kind": "drawing", "image_size": 32, "dtype": "float32"}

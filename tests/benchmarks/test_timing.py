@@ -13,7 +13,12 @@ def test_contestants_take_turns_after_an_unmeasured_call_each() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == {"median": 3.0, "lowest": 2.0, "highest": 4.0, "all": [2.0, 3.0, 4.0]}
+    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == {
+        "median": 3.0,
+        "lowest": 2.0,
+        "highest": 4.0,
+        "all": [2.0, 3.0, 4.0],
+    }
     with pytest.raises(ValueError, match="shorter"):
         ratio([1.0, 2.0], [1.0])
 

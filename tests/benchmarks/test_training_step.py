@@ -10,7 +10,9 @@ LENGTH = 3 * SIDE * SIDE
 
 
 @pytest.mark.parametrize(("attention", "block", "memory"), [("full", 1, 0), ("local_1d", 16, 8), ("local_1d", 20, 20)])
-def test_flops_count_weights_once_a_position_and_the_keys_that_are_seen(attention: str, block: int, memory: int) -> None:
+def test_flops_count_weights_once_a_position_and_the_keys_that_are_seen(
+    attention: str, block: int, memory: int
+) -> None:
     config = Config(
         attention=attention, block_length=block, memory_length=memory, width=WIDTH, depth=DEPTH, num_heads=2,
         attention_width=HEADS_WIDTH, mlp_width=HIDDEN,

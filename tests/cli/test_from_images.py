@@ -14,9 +14,11 @@ from PIL import Image
 from rasterformer import load
 from rasterformer.cli.from_images import find_pictures
 from rasterformer.cli.main import main
+from rasterformer.conditioning.edges import canny_edges
+from rasterformer.data.palette import label_colours
 from rasterformer.data.png import read_png_metadata
 from rasterformer.errors import ConfigError, DataError
-from rasterformer.interfaces import Batch
+from rasterformer.interfaces import Batch, Cond
 from rasterformer.recipe_file import load_recipe, recipe_hash
 from rasterformer.system import System
 
@@ -38,7 +40,7 @@ GREY, GAP = 128, 244  # of missing pixels, and of the ground between the images 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Untrained models by the command that they are for, one `with classes` for upscale, and one without a task."""
+    """Untrained models by the command that they are for; more for upscale with classes, no task, edges, label maps."""
     folder = tmp_path_factory.mktemp("models")
     small = [("data.image_size", str(SIDE)), ("model.norm_position", "pre")]
     reads = [*small, ("model.encoder_depth", "1")]
@@ -46,6 +48,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         System.create(load_recipe("tiny", [*reads, *task])).save(folder / command)
     System.create(load_recipe("tiny", [*reads, *TASKS["upscale"]]), class_names=("cat", "dog")).save(folder / "classes")
     System.create(load_recipe("tiny", small)).save(folder / "plain")
+    edges = [("task.name", "edges"), ("task.sigma", "0.5")]
+    System.create(load_recipe("tiny", [*reads, *edges])).save(folder / "edges")
+    labels = [*TASKS["transform"], ("task.source_reduction", "nearest")]
+    System.create(load_recipe("tiny", [*reads, *labels])).save(folder / "labels")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -409,6 +415,31 @@ def test_of_originals_a_rectangle_is_missing_where_it_is_given(models: dict[str,
 def test_of_paired_folders_originals_have_no_sources(models: dict[str, Path], tmp_path: Path, fails: Fails) -> None:
     said = fails("transform", models["transform"], square(tmp_path / "a.png", 4), "--original")
     assert "paired" in said and "folder" in said
+
+
+@pytest.mark.parametrize("more", [[], ["--original"]])
+def test_a_model_of_edges_is_given_the_edges_of_a_picture(
+    models: dict[str, Path], tmp_path: Path, more: list[str]
+) -> None:
+    file = square(tmp_path / "a.png", SIDE, seed=1)
+    assert run("transform", models["edges"], file, *more, "--out", tmp_path / "out") == 0
+    edges = canny_edges(torch.from_numpy(pixels(file)).permute(2, 0, 1)[None], sigma=0.5)
+    ((shown, result, *_),) = cells(pixels(tmp_path / "out" / "sheet.png"), columns=2 + len(more))
+    assert 0 < int((edges == 255).sum()) < edges.numel()
+    assert np.array_equal(shown, edges[0].expand(3, -1, -1).permute(1, 2, 0).numpy())
+    drawn = load(models["edges"]).draw_from(Cond(source=edges), n=1)
+    assert np.array_equal(result, drawn[0, 0].permute(1, 2, 0).numpy())
+
+
+def test_a_model_of_label_maps_is_given_the_indices_of_a_palette(models: dict[str, Path], tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[3, 0], [11, 3]], np.uint8), "P")
+    palette.putpalette(list(range(100, 100 + 3 * 12)))
+    palette.save(tmp_path / "a.png")
+    assert run("transform", models["labels"], tmp_path / "a.png", "--out", tmp_path / "out") == 0
+    ((shown, _),) = cells(pixels(tmp_path / "out" / "sheet.png"), columns=2)
+    indices = torch.tensor([[3, 0], [11, 3]], dtype=torch.uint8).expand(1, 3, -1, -1)
+    coloured = label_colours(indices)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, enlarged(coloured, 2)), "a sheet shows each label in its colour"
 
 
 def test_an_original_smaller_than_the_model_is_refused(models: dict[str, Path], tmp_path: Path, fails: Fails) -> None:

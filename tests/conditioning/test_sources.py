@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rasterformer.conditioning.sources import luma, make_source, masked_source, source_generators
+from rasterformer.conditioning.edges import canny_edges
+from rasterformer.conditioning.luma import luma
+from rasterformer.conditioning.sources import make_source, masked_source, source_generators, source_of_picture
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.tasks import Colourise, Denoise, Inpaint, Paired, SuperResolution, Task, source_shape
+from rasterformer.tasks import Colourise, Denoise, Edges, Inpaint, Paired, SuperResolution, Task, source_shape
 
 MADE = [
     SuperResolution(4),
     Inpaint(),
     Colourise(),
+    Edges(),
     Denoise((5.0, 50.0)),
     Denoise((0.0, 0.0), jpeg_quality=(5, 60)),
     Denoise((5.0, 50.0), jpeg_quality=(5, 60)),
@@ -57,7 +60,7 @@ def test_a_source_depends_on_its_image_and_its_stream_alone(task: Task) -> None:
             assert torch.equal(alone.known[0], together.known[k])
 
 
-@pytest.mark.parametrize("task", [task for task in MADE if not isinstance(task, SuperResolution | Colourise)])
+@pytest.mark.parametrize("task", [task for task in MADE if not isinstance(task, SuperResolution | Colourise | Edges)])
 def test_another_stream_makes_another_source(task: Task) -> None:
     images = random_images(1, 3, 16, 16).expand(6, 3, 16, 16)
     source = make_source(task, images, streams(*range(6))).source
@@ -108,6 +111,33 @@ def test_the_source_of_colourising_is_luma() -> None:
     images = random_images(2, 3, 8, 8)
     source = make_source(Colourise(), images, streams(0, 1)).source
     assert source is not None and torch.equal(source, luma(images))
+
+
+def test_the_source_of_edges_is_canny_with_the_options_of_the_task() -> None:
+    images = random_images(2, 3, 16, 16)
+    source = make_source(Edges(1.5, 0.3, 0.6), images, streams(0, 1)).source
+    assert source is not None and torch.equal(source, canny_edges(images, sigma=1.5, low=0.3, high=0.6))
+    assert not torch.equal(source, canny_edges(images)) and set(source.unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("task", [Colourise(), Edges(1.0), SuperResolution(2), Inpaint(), Denoise(), Paired("photos")])
+def test_a_picture_is_shown_to_the_model_as_its_task_says(task: Task) -> None:
+    pictures = random_images(2, 3, 12, 20)
+    shown = source_of_picture(task, pictures)
+    match task:
+        case Colourise():
+            assert torch.equal(shown, luma(pictures))
+        case Edges():
+            assert torch.equal(shown, canny_edges(pictures, sigma=1.0))
+        case _:
+            assert torch.equal(shown, pictures)
+    assert shown.shape[1] == source_shape(task, 16).channels
+
+
+@pytest.mark.parametrize("task", [Colourise(), Edges(), Denoise()])
+def test_a_picture_of_another_shape_is_refused(task: Task) -> None:
+    with pytest.raises(ShapeError, match=r"uint8 \[1, 1, 8, 8\]"):
+        source_of_picture(task, random_images(1, 1, 8, 8))
 
 
 def test_gaussian_noise_has_the_standard_deviation_of_its_range() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from rasterformer import registry
-from rasterformer.codecs import PixelCodec
 from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
-from rasterformer.interfaces import Autoregressive, Cond, Known, Loss, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Codec, Cond, Known, Loss, OnStep, SampleOptions
+from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
 from rasterformer.tasks import SourceShape
+from rasterformer.tokenizer import Tokenizer
 
+NUM_CODES = 5
 SMALL = {"width": 12, "depth": 2, "num_heads": 2, "mlp_width": 16, "dropout_prob": 0.0}
 DMOL = {"distribution": "dmol", "num_mixtures": 2}
 MODERN = {
@@ -30,9 +33,20 @@ MODERN = {
     "num_kv_heads": 1,
 }
 ENCODER = {"encoder_depth": 1, "norm_position": "pre"}
+MODERN_CODES = {
+    "norm": "rms",
+    "activation": "swiglu",
+    "bias": False,
+    "qk_norm": True,
+    "positions": "none",
+    "rotary": True,
+    "width": 16,
+    "num_kv_heads": 1,
+    "shared_vocabulary": False,
+}
 # Channels of a source, and the factor by which it is smaller than the image.
 Source = tuple[int, int]
-# system -> name -> (fields of its Config, number of classes[, source]); all at 4x4 pixels, where L is 48 or 16
+# system -> name -> (fields of its Config, number of classes[, source]); all at 4x4 pixels or codes, where L is 48 or 16
 CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int] | tuple[dict[str, Any], int, Source]]] = {
     "image_transformer": {
         "cat-1d": ({"block_length": 7, "memory_length": 7}, 0),
@@ -153,7 +167,23 @@ CONFIGS: dict[str, dict[str, tuple[dict[str, Any], int] | tuple[dict[str, Any], 
             0,
             (3, 2),
         ),
-    }
+    },
+    "vqgan_transformer": {
+        "codes": ({}, 0),
+        "codes-classes": ({}, 3),
+        "codes-modern": (MODERN_CODES, 0),
+        "codes-modern-classes-hidden": ({**MODERN_CODES, "drop_condition_prob": 0.1}, 3),
+        "codes-spiral": ({"order": "spiral_in", "rotary": True, "width": 16}, 0),
+        "codes-subsample-classes": ({**MODERN_CODES, "order": "subsample"}, 3),
+        "codes-coordinates": ({"coordinates": True, "num_coordinates": 6, "keep_prob": 0.9}, 0),
+        "codes-condition": ({}, 0, (3, 2)),
+        "codes-condition-aligned": ({**MODERN_CODES, "aligned_condition": True, "drop_condition_prob": 0.1}, 0, (3, 1)),
+        "codes-condition-aligned-classes-spiral": (
+            {"aligned_condition": True, "order": "spiral_in", "shared_vocabulary": False},
+            3,
+            (3, 1),
+        ),
+    },
 }
 # The same with sources of the image's size of which pixels are missing.
 MASKED: dict[str, dict[str, tuple[dict[str, Any], int, Source]]] = {
@@ -191,13 +221,25 @@ class Case:
     fields: dict[str, Any]
     num_classes: int
     source: Source | None = None
-    image_size: int = 4
+    side: int = 4  # pixels, or codes
     has_mask: bool = False
 
-    def build(self, *, dtype: torch.dtype = torch.float64, noise: float = 0.3) -> tuple[PixelCodec, Autoregressive]:
+    @property
+    def is_over_codes(self) -> bool:
+        """Whether the model draws codes; a code stands for 2x2 pixels."""
+        return self.system == "vqgan_transformer"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, pixels."""
+        return 2 * self.side if self.is_over_codes else self.side
+
+    def build(self, *, dtype: torch.dtype = torch.float64, noise: float = 0.3) -> tuple[Codec, Autoregressive]:
         """The model with large random weights, so that any leak shows, in evaluation mode."""
         fields = dict(self.fields)
-        if self.image_size == 2:  # the 2D blocks must tile, and 1D blocks be shorter than the image
+        if (
+            self.side == 2 and not self.is_over_codes
+        ):  # the 2D blocks must tile, and 1D blocks be shorter than the image
             fields |= {
                 "block_length": 2 if "num_mixtures" in fields else 5,
                 "query_block": (1, 2) if fields.get("block_unit") == "cell" else (1, 1),
@@ -206,9 +248,14 @@ class Case:
             }
         config = registry.config_class(self.system)(**{**SMALL, **fields})
         assert config.problems() == []
+        parts = {}
+        if self.is_over_codes:
+            source, tokenizer = self.source_shape(), _tokenizer()
+            sizes = {"tokenizer": self.image_size} | ({} if source is None else {"condition_tokenizer": source.size})
+            parts = {"tokenizers": {name: tokenizer.codec(size) for name, size in sizes.items()}}
         torch.manual_seed(0)
         codec, model = registry.model_module(self.system).build(
-            config, image_size=self.image_size, num_classes=self.num_classes, source=self.source_shape()
+            config, image_size=self.image_size, num_classes=self.num_classes, source=self.source_shape(), **parts
         )
         model = model.to(dtype).eval()
         with torch.no_grad():
@@ -223,8 +270,10 @@ class Case:
         return SourceShape(self.source[0], self.image_size // self.source[1], self.has_mask)
 
     def cond(self, batch_size: int) -> Cond:
-        """Classes 0, 1, 2, 0, ... and a source of its own for each image, as far as the model takes them."""
+        """Classes 0, 1, 2, 0, ... and a source or its codes for each image, as far as the model takes them."""
         label = torch.arange(batch_size) % self.num_classes if self.num_classes else None
+        if self.is_over_codes:
+            return Cond(label=label, codes=self._condition_codes(batch_size))
         shape, source = self.source_shape(), None
         if shape is not None:
             sources = torch.randint(0, 256, (64, shape.channels, shape.size, shape.size), generator=_fixed())
@@ -235,18 +284,45 @@ class Case:
             known = (square + torch.arange(batch_size)[:, None, None]) % 2 == 0
         return Cond(label=label, source=source, known=known)
 
+    def _condition_codes(self, batch_size: int) -> Tensor | None:
+        shape, num_codes = self.source_shape(), NUM_CODES
+        if self.fields.get("coordinates"):
+            side, num_codes = self.side, self.fields["num_coordinates"]
+        elif shape is not None:
+            side = shape.size // 2
+        else:
+            return None
+        codes = torch.randint(0, num_codes, (64, side * side), generator=_fixed())
+        return codes[torch.arange(batch_size) % 64]
+
     def same_cond(self, batch_size: int) -> Cond:
         """The same condition for every image."""
         one = self.cond(max(1, self.num_classes)).rows(slice(-1, None))
         return one.rows(torch.zeros(batch_size, dtype=torch.int64))
 
     def small(self) -> Case:
-        """The same at 2x2 pixels, for enumeration."""
-        return replace(self, image_size=2)
+        """The same at 2x2 pixels or codes, for enumeration."""
+        return replace(self, side=2)
+
+    @property
+    def levels(self) -> int:
+        """So many values are enumerated: 4,096 small images, or 625 grids of codes."""
+        return NUM_CODES if self.is_over_codes else 2
 
 
 def _fixed() -> torch.Generator:
     return torch.Generator().manual_seed(9)
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """Of 5 codes, f = 2, untrained."""
+    config = registry.config_class("vqgan")(
+        base_width=8, multipliers=(1, 1), res_blocks=1, attention_levels=(), middle_attention=False, z_channels=8,
+        norm_groups=2, vocab_size=NUM_CODES, dim=4, perceptual="none", discriminator="none",
+    )  # fmt: skip
+    assert config.problems() == []
+    return Tokenizer.create(Recipe("vqgan", config, DataConfig(image_size=8), TrainingConfig()))
 
 
 @pytest.fixture(params=CASES, ids=[f"{system}-{name}" for system, name in CASES])
@@ -255,8 +331,26 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(system, *CONFIGS[system][name])
 
 
-@pytest.fixture(params=[case for case in CASES if len(CONFIGS[case[0]][case[1]]) == 3], ids=lambda case: case[1])
+@pytest.fixture(
+    params=[case for case in CASES if case[0] != "vqgan_transformer" and len(CONFIGS[case[0]][case[1]]) == 3],
+    ids=lambda case: case[1],
+)
 def source_case(request: pytest.FixtureRequest) -> Case:
+    """Pixels from source images."""
+    system, name = request.param
+    return Case(system, *CONFIGS[system][name])
+
+
+@pytest.fixture(
+    params=[
+        ("vqgan_transformer", name)
+        for name, (fields, _, *source) in CONFIGS["vqgan_transformer"].items()
+        if source or "coordinates" in fields
+    ],
+    ids=lambda case: case[1],
+)
+def codes_case(request: pytest.FixtureRequest) -> Case:
+    """Codes from codes of a condition."""
     system, name = request.param
     return Case(system, *CONFIGS[system][name])
 
@@ -274,7 +368,7 @@ def small_configs() -> dict[str, dict[str, tuple[dict[str, Any], int]]]:
 
 
 class FewLevels(Autoregressive):
-    """A model whose sub-pixels take `levels` values, spread over 0..255, so that all its images can be listed.
+    """A model whose symbols take `levels` values, spread over all of theirs, so that all its images can be listed.
 
     The network is the unchanged model; it sees the spread values. Of categorical logits those of the spread values are
     kept; the mixture of logistics has its number of levels as a parameter.
@@ -284,7 +378,7 @@ class FewLevels(Autoregressive):
         super().__init__()
         self.model = model
         self.num_classes, self.x_shape = model.num_classes, model.x_shape
-        self.values = torch.arange(levels) * 255 // (levels - 1)
+        self.values = torch.arange(levels) * (model.distribution.vocab_size - 1) // (levels - 1)
         is_categorical = isinstance(model.distribution, Categorical)
         self.kept = self.values if is_categorical else slice(None)
         mixtures = model.distribution.params_per_position // 10

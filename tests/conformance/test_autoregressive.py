@@ -18,7 +18,13 @@ OPTIONS = SampleOptions()
 
 
 def random_x(model: Autoregressive, batch: int = 2) -> Tensor:
-    return torch.randint(0, 256, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1))
+    values = model.distribution.vocab_size
+    return torch.randint(0, values, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1))
+
+
+def other_values(x: Tensor, model: Autoregressive) -> Tensor:
+    """Another value for each symbol."""
+    return (x + 97) % model.distribution.vocab_size
 
 
 def first_of(x: Tensor, count: int) -> Known:
@@ -41,7 +47,7 @@ def test_no_output_depends_on_its_own_or_a_later_position_and_every_position_is_
     x = random_x(model, 1)
     changed = x.repeat(length, 1, 1)
     each = torch.arange(length)
-    changed[each, each] = (changed[each, each] + 97) % 256
+    changed[each, each] = other_values(changed[each, each], model)
     moved = (model(changed, case.same_cond(length)) - model(x, case.same_cond(1))).abs().amax(-1)  # [L, L]
     upto = torch.ones(length, length, dtype=torch.bool).tril()  # row j, column i <= j
     assert float(moved[upto].max()) < 1e-10
@@ -55,7 +61,7 @@ def test_every_channel_of_a_position_is_used(case) -> None:
     before = model(x, case.same_cond(1))
     for symbol in range(model.x_shape[1]):
         changed = x.clone()
-        changed[:, 4, symbol] = (changed[:, 4, symbol] + 97) % 256
+        changed[:, 4, symbol] = other_values(changed[:, 4, symbol], model)
         assert float((model(changed, case.same_cond(1)) - before)[:, 5:].abs().max()) > 1e-6
 
 
@@ -92,12 +98,15 @@ def test_step_equals_forward(case, chunks: list[int], dtype: torch.dtype, noise:
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_probabilities_of_all_images_sum_to_one(case, few_levels, dtype: torch.dtype, tolerance: float) -> None:
-    """All 4,096 images of 2x2 pixels whose sub-pixels take two values; weights are large, so that a leak would show."""
+    """All 4,096 images of 2x2 pixels whose sub-pixels take two values, or all 625 grids of 2x2 codes of five.
+
+    Weights are large, so that a leak would show.
+    """
     case = case.small()
     _, model = case.build(dtype=dtype, noise=1.0)
-    small = few_levels(model, 2)
+    small = few_levels(model, case.levels)
     x = small.every_x()
-    assert len(x) == 4096 and len(small.index_of(x).unique()) == 4096
+    assert len(x) == len(small.index_of(x).unique()) == (625 if case.is_over_codes else 4096)
     log_prob = small.distribution.log_prob(small(x, case.same_cond(len(x))), x).sum(1)
     assert abs(float(log_prob.double().exp().sum()) - 1) <= tolerance
     assert float(log_prob.max() - log_prob.min()) > 5, "a flat distribution would hide leaks"
@@ -108,7 +117,7 @@ def test_the_sum_over_all_images_shows_a_leak(case, few_levels) -> None:
     """The test above can fail: the same model, shown the position that it predicts, is far from one."""
     case = case.small()
     _, model = case.build(noise=1.0)
-    small = few_levels(model, 2)
+    small = few_levels(model, case.levels)
     x = small.every_x()
     leaked = small(x.roll(-1, 1), case.same_cond(len(x)))
     total = small.distribution.log_prob(leaked, x).sum(1).exp().sum()
@@ -120,10 +129,10 @@ def test_the_sum_over_all_images_shows_a_leak(case, few_levels) -> None:
 def test_samples_fit_the_likelihood(
     case, few_levels, options: SampleOptions, fit_p_value: Callable[[Tensor, Tensor], float]
 ) -> None:
-    """4,000 draws from the 4,096 images against their enumerated probabilities."""
+    """4,000 draws from all images against their enumerated probabilities."""
     case = case.small()
     _, model = case.build(noise=0.3)
-    small = few_levels(model, 2)
+    small = few_levels(model, case.levels)
     cond = case.same_cond(4000)
     x = draw(small, cond, 4000, options=options, rng=image_generators(3, 4000))
     every = small.every_x()
@@ -174,11 +183,11 @@ def test_the_seed_decides_the_sample(case) -> None:
 def test_draw_keeps_a_prefix_and_goes_on_from_it_as_if_drawn(case, known: int) -> None:
     case = case.small()
     _, model = case.build()
-    cond, count = case.cond(8), 8  # so many that another prefix changes what is drawn of one of them, at least
+    cond, count = case.cond(32), 32  # so many that another prefix changes what is drawn of one of them, at least
     whole = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count))
     again = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count), known=first_of(whole, known))
     assert torch.equal(again, whole)
-    given = Known((whole + 100) % 256, first_of(whole, known).where)
+    given = Known(other_values(whole, model), first_of(whole, known).where)
     other = draw(model, cond, count, options=OPTIONS, rng=image_generators(7, count), known=given)
     assert torch.equal(other[:, :known], given.x[:, :known])
     assert not torch.equal(other[:, known:], whole[:, known:])
@@ -245,7 +254,7 @@ def test_loss_is_the_mean_negative_log_likelihood_per_dimension(case) -> None:
     loss = model.loss(x, cond, rng=None)
     nats = symbol_nats(model, x, cond).sum((1, 2))
     torch.testing.assert_close(loss.nats, nats, rtol=1e-10, atol=1e-10)
-    assert loss.total.item() == pytest.approx(float(nats.mean()) / 48, rel=1e-10)
+    assert loss.total.item() == pytest.approx(float(nats.mean()) / (16 if case.is_over_codes else 48), rel=1e-10)
     assert loss.bound == "exact"
 
 

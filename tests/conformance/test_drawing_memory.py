@@ -45,13 +45,16 @@ def kept_by(state: Any) -> dict[str, Tensor]:
 
 def held_bytes(model: Autoregressive, state: Any) -> int:
     """Bytes of all storages that a state holds and the model does not."""
-    owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), model.pattern.memory]}
+    patterns = [part.pattern.memory for part in model.modules() if hasattr(part, "pattern")]
+    owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *patterns]}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(state).values()}
     return sum(size for address, size in storages.items() if address not in owned)
 
 
 def random_x(model: Autoregressive, batch: int = 2) -> Tensor:
-    return torch.randint(0, 256, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, model.distribution.vocab_size, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def stepped(model: Autoregressive, x: Tensor, cond: Cond, size: int = 1) -> Tensor:

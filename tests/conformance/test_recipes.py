@@ -1,31 +1,137 @@
 """Every shipped recipe loads, fits together and builds; the smallest one lives a whole life: train, stop, resume, load."""
 
+import dataclasses
 import json
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rasterformer
+from rasterformer import registry
 from rasterformer.errors import ConfigError
+from rasterformer.pipeline_file import Pipeline, load_pipeline, with_data
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, shipped_recipes
 from rasterformer.system import System
+from rasterformer.tasks import task_name
+from rasterformer.tokenizer import Tokenizer
 from rasterformer.training.log import read_metrics
+from rasterformer.training.pipeline import train_pipeline
 from rasterformer.training.run import train_recipe
 
+PIPELINES = [name for name in shipped_recipes() if load_pipeline(name) is not None]
+RECIPES = {name: load_recipe(name) for name in shipped_recipes() if name not in PIPELINES}
+PIXELS = [name for name, recipe in RECIPES.items() if recipe.system == "image_transformer"]
+TOKENIZERS = [name for name, recipe in RECIPES.items() if recipe.system in registry.TOKENIZERS]
+PRIORS = [name for name in RECIPES if name not in PIXELS and name not in TOKENIZERS]
 
-@pytest.mark.parametrize("name", shipped_recipes())
+
+def problems(recipe: Recipe) -> list[str]:
+    task, size = recipe.task, recipe.data.image_size
+    found = recipe.model.problems() + recipe.data.problems() + recipe.training.problems()
+    return found + recipe.model.fit_problems(task=None if task is None else task_name(task), image_size=size)
+
+
+@pytest.mark.parametrize("name", PIXELS)
 def test_shipped_recipe_has_no_problems_and_builds(name: str) -> None:
-    recipe = load_recipe(name)
-    assert recipe.model.problems() + recipe.data.problems() + recipe.training.problems() == []
+    recipe = RECIPES[name]
+    assert problems(recipe) == []
     system = System.create(recipe, num_classes=10 if recipe.data.use_labels else 0)
     size = recipe.data.image_size
     assert system.codec.image_shape == (3, size, size)
     assert system.codec.x_shape[0] * system.codec.x_shape[1] == 3 * size * size
     assert all(bool(weight.isfinite().all()) for weight in system.model.parameters())
+
+
+def made_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Untrained."""
+    assert problems(recipe) == []
+    tokenizer = Tokenizer.create(recipe)
+    assert all(bool(weight.isfinite().all()) for weight in tokenizer.autoencoder.parameters())
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_shipped_tokenizer_has_no_problems_builds_and_makes_codes(name: str) -> None:
+    recipe = RECIPES[name]
+    tokenizer = made_tokenizer(recipe)
+    side = recipe.data.image_size // tokenizer.factor
+    assert tokenizer.vocab_size == recipe.model.vocab_size
+    assert tokenizer.codec().grid == (side, side)
+    images = torch.zeros(1, 3, 2 * tokenizer.factor, 4 * tokenizer.factor, dtype=torch.uint8)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (1, 2, 4) and 0 <= int(codes.min()) <= int(codes.max()) < tokenizer.vocab_size
+    assert tokenizer.decode(codes).shape == images.shape
+
+
+def prior_of(recipe: Recipe, tokenizers: dict[str, Tokenizer], *, depth: int | None = None) -> System:
+    """Untrained, on untrained tokenizers; with fewer layers where a depth is given."""
+    assert problems(recipe) == []
+    if depth is not None:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, depth=depth))
+    return System.create(recipe, num_classes=1000 if recipe.data.use_labels else 0, tokenizers=tokenizers)
+
+
+@cache
+def tokenizer_of_size(image_size: int) -> Tokenizer:
+    """Of the first shipped recipe for pictures of that size."""
+    fitting = [name for name in TOKENIZERS if RECIPES[name].data.image_size == image_size]
+    return made_tokenizer(RECIPES[fitting[0]])
+
+
+def tokenizers_for(recipe: Recipe) -> dict[str, Tokenizer]:
+    size = recipe.data.image_size
+    parts = ("tokenizer",) if recipe.task is None else ("tokenizer", "condition_tokenizer")
+    return {part: tokenizer_of_size(size) for part in parts}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_shipped_prior_has_no_problems_and_builds_on_a_tokenizer_of_its_pictures(name: str) -> None:
+    """With two of its layers, which are alike: all of those of the paper's largest take six gigabytes."""
+    recipe = RECIPES[name]
+    tokenizers = tokenizers_for(recipe)
+    system = prior_of(recipe, tokenizers, depth=2)
+    size, factor = recipe.data.image_size, tokenizers["tokenizer"].factor
+    assert system.codec.image_shape == (3, size, size)
+    assert system.codec.x_shape == ((size // factor) ** 2, 1)
+    assert len(system.model.layers) == 2 and system.model.num_classes == (1000 if recipe.data.use_labels else 0)
+    assert all(bool(weight.isfinite().all()) for weight in system.model.parameters())
+    with pytest.raises(ConfigError, match=r"model\.(condition_)?tokenizer is missing"):
+        System.create(recipe, num_classes=system.model.num_classes)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_shipped_pipeline_has_stages_that_build_on_one_another(name: str) -> None:
+    pipeline = load_pipeline(name)
+    assert pipeline is not None and pipeline.samples >= 1
+    *before, last = pipeline.stages
+    assert last == "prior"
+    tokenizers = {stage: made_tokenizer(pipeline.stages[stage]) for stage in before}
+    prior = prior_of(pipeline.stages["prior"], tokenizers, depth=2)
+    assert prior.image_size == tokenizers["tokenizer"].image_size
+
+
+def test_the_papers_tokenizer_has_as_many_parameters_as_the_papers() -> None:
+    """Counted in the published code: 29.3 M in the encoder and 42.4 M in the decoder."""
+    autoencoder = tokenizer_of_size(256).autoencoder
+    counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (autoencoder.encoder, autoencoder.decoder)]
+    assert counts == pytest.approx([29.3, 42.4], abs=0.05)
+
+
+def test_the_papers_largest_prior_has_as_many_parameters_as_the_papers() -> None:
+    """1.4 billion (Esser et al. 2021, table 4), by the difference that a layer makes."""
+    recipe = RECIPES["vqgan-prior-imagenet"]
+    one, two = (
+        sum(p.numel() for p in prior_of(recipe, tokenizers_for(recipe), depth=depth).model.parameters()) / 1e9
+        for depth in (1, 2)
+    )
+    assert one + (recipe.model.depth - 1) * (two - one) == pytest.approx(1.4, abs=0.05)
 
 
 # Millions of parameters of the paper's own code, counted by building its graph (without its padded position tables,
@@ -165,3 +271,79 @@ def test_resuming_a_finished_run_changes_nothing(finished_run: Path, tiny: Recip
     after = rasterformer.load(finished_run).model.state_dict()
     assert all(torch.equal(weights[name], after[name]) for name in weights)
     assert json.dumps(read_metrics(finished_run / "metrics.jsonl")) == before
+
+
+def short_pipeline(folder: Path, images: Path) -> Pipeline:
+    """The smallest pipeline, four steps a stage, measured and saved after two."""
+    fields = {
+        "training.steps": "4",
+        "training.eval_every": "2",
+        "training.save_every": "2",
+        "training.eval_images": "4",
+    }
+    overrides = [(f"{stage}.{name}", text) for stage in ("tokenizer", "prior") for name, text in fields.items()]
+    pipeline = load_pipeline("vqgan-pipeline-tiny", overrides)
+    assert pipeline is not None
+    return with_data(pipeline, str(images), folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures of 32x32 pixels of noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_pipeline(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    assert train_pipeline(short_pipeline(folder, pictures), folder, say=quiet) is True
+    return folder
+
+
+def test_a_finished_pipeline_holds_both_runs_and_its_samples(finished_pipeline: Path) -> None:
+    for stage, figure in (("tokenizer", "held_out_psnr_db"), ("prior", "held_out_nats_per_code")):
+        measured = [line for line in read_metrics(finished_pipeline / stage / "metrics.jsonl") if figure in line]
+        assert [line["step"] for line in measured] == [2, 4]
+        assert (finished_pipeline / stage / "report.md").is_file()
+    tokenizer, prior = (
+        rasterformer.load_tokenizer(finished_pipeline / "tokenizer"),
+        rasterformer.load(finished_pipeline / "prior"),
+    )
+    assert prior.tokenizers["tokenizer"].fingerprint == tokenizer.fingerprint
+    names = sorted(path.name for path in (finished_pipeline / "samples").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
+    with Image.open(finished_pipeline / "samples" / "0002.png") as picture:
+        drawn = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(drawn, prior.sample(1, seed=0, first=2, as_tensor=True)[0])
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_a_stopped_and_resumed_pipeline_ends_with_the_same_model(
+    finished_pipeline: Path, pictures: Path, tmp_path: Path, stage: str
+) -> None:
+    folder, seen = tmp_path / "pipeline", ["none"]
+
+    def stop_at_step_2(text: str) -> None:
+        if text.strip().startswith("stage "):
+            seen[0] = text
+        if text.startswith("step 2,") and f": {stage}, " in seen[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train_pipeline(short_pipeline(folder, pictures), folder, say=stop_at_step_2) is False
+    assert not (folder / stage / "model").exists()
+    with pytest.raises(ConfigError, match="already holds runs"):
+        train_pipeline(short_pipeline(folder, pictures), folder, say=quiet)
+    assert train_pipeline(short_pipeline(folder, pictures), folder, resume=True, say=quiet) is True
+    assert same_weights(finished_pipeline / "prior", folder / "prior")
+    fingerprints = [
+        rasterformer.load_tokenizer(place / "tokenizer").fingerprint for place in (finished_pipeline, folder)
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    first, second = (
+        rasterformer.load(place / "prior").sample(2, seed=5, as_tensor=True) for place in (finished_pipeline, folder)
+    )
+    assert torch.equal(first, second)

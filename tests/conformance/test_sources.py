@@ -12,7 +12,9 @@ from rasterformer.interfaces import Autoregressive, Cond
 
 
 def random_x(model: Autoregressive, batch: int = 1) -> Tensor:
-    return torch.randint(0, 256, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, model.distribution.vocab_size, (batch, *model.x_shape), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def moved_by_each_value(case, model: Autoregressive) -> Tensor:

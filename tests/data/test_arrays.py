@@ -127,3 +127,19 @@ def test_npy_under_the_name_of_an_npz_is_refused(tmp_path: Path) -> None:
         np.save(file, PIXELS)
     with pytest.raises(DataError, match="x.npz is a single .npy array"):
         open_images(str(tmp_path / "x.npz"), image_size=6)
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_label_maps_survive_exactly(tmp_path: Path, channels: int | None) -> None:
+    labels = np.random.default_rng(0).choice(np.array([0, 7, 11, 255], np.uint8), (4, 9, 9))
+    np.savez(tmp_path / "x.npz", labels if channels is None else np.repeat(labels[..., None], channels, 3))
+    whole = open_images(str(tmp_path / "x.npz"), image_size=9, reduction="nearest").images(slice(None)).numpy()
+    assert np.array_equal(whole, np.repeat(labels[:, None], 3, 1))
+    small = open_images(str(tmp_path / "x.npz"), image_size=3, reduction="nearest").images(slice(None)).numpy()
+    assert np.array_equal(small, np.repeat(labels[:, None, 1::3, 1::3], 3, 1))  # the middle of 3x3 pixels
+
+
+def test_arrays_in_colour_are_no_label_maps(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=PIXELS)
+    with pytest.raises(DataError, match="none of its 5 images .* mode RGB with channels that differ"):
+        open_images(str(tmp_path / "x.npz"), image_size=6, reduction="nearest")

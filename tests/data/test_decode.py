@@ -13,6 +13,7 @@ from PIL import Image
 
 import rasterformer.data.decode as decode
 from rasterformer.data import decode_file, decode_image
+from rasterformer.data.decode import to_labels
 from rasterformer.errors import DataError
 
 
@@ -181,3 +182,79 @@ def test_file_above_64_megabytes_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(decode.MAX_FILE_BYTES + 1)
     with pytest.raises(DataError, match="file of 64000001 bytes, at most 64000000"):
         decode_file(tmp_path / "big.png")
+
+
+LABELS = np.array([[0, 1, 2], [11, 200, 255]], np.uint8)
+
+
+def labels_of(content: bytes) -> np.ndarray:
+    image = decode_image(content, "labels").image
+    assert image.mode == "RGB"
+    channels = np.asarray(image)
+    assert (channels == channels[..., :1]).all()
+    return channels[..., 0]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_a_grey_label_map_gives_its_values(format: str) -> None:
+    assert np.array_equal(labels_of(saved(Image.fromarray(LABELS), format)), LABELS)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_a_palette_label_map_gives_its_indices_and_not_its_colours(format: str) -> None:
+    palette = Image.fromarray(LABELS, "P")
+    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    assert np.array_equal(labels_of(saved(palette, format)), LABELS)
+    assert not np.array_equal(np.asarray(decode_image(saved(palette, format)).image)[..., 0], LABELS)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_palette_of_few_entries_gives_indices_too(bits: int) -> None:
+    labels = np.arange(8, dtype=np.uint8).reshape(2, 4) % 2**bits
+    palette = Image.fromarray(labels, "P")
+    palette.putpalette(list(range(200, 200 + 3 * 2**bits)))
+    assert np.array_equal(labels_of(saved(palette, "PNG", bits=bits)), labels)
+
+
+def test_label_maps_in_other_layouts_give_their_values() -> None:
+    assert np.array_equal(labels_of(saved(Image.fromarray(LABELS).convert("RGB"), "PNG")), LABELS)
+    assert np.array_equal(labels_of(saved(Image.fromarray(LABELS.astype(np.uint16)), "PNG")), LABELS)
+    assert labels_of(saved(Image.fromarray(LABELS > 1), "PNG")).tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+def test_a_label_map_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    assert np.array_equal(labels_of(saved(Image.fromarray(LABELS), "PNG", exif=exif)), LABELS[::-1, ::-1])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_label_map_with_transparency_is_refused(mode: str) -> None:
+    with pytest.raises(DataError, match=f"mode {mode} with transparency: a label map needs one channel"):
+        decode_image(saved(Image.new(mode, (2, 2)), "PNG"), "labels")
+    with pytest.raises(DataError, match="mode P with transparency"):
+        decode_image(saved(Image.fromarray(LABELS, "P"), "PNG", transparency=0), "labels")
+
+
+def test_a_label_map_in_colours_is_refused() -> None:
+    with pytest.raises(DataError, match="mode RGB with channels that differ: a label map needs one channel"):
+        decode_image(saved(THREE, "PNG"), "labels")
+
+
+@pytest.mark.parametrize(
+    ("values", "received"),
+    [
+        (np.array([[3, 256]], np.uint16), r"values 3\.\.256"),
+        (np.array([[-1, 5]], np.int32), r"values -1\.\.5"),
+        (np.array([[0.5, 2.0]], np.float32), r"values 0\.5\.\.2\.0"),
+    ],
+)
+def test_label_maps_of_other_values_are_refused(values: np.ndarray, received: str) -> None:
+    with pytest.raises(DataError, match=received + ": a label map needs whole numbers 0..255"):
+        to_labels(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "GIF"])
+def test_a_label_map_in_a_format_that_may_change_values_is_refused(format: str) -> None:
+    with pytest.raises(DataError, match=f"a label map in {format}, .* Save it as PNG"):
+        decode_image(saved(Image.fromarray(LABELS), format), "labels")

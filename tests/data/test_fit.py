@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,6 +104,32 @@ def test_area_of_an_image_of_the_right_size_is_the_image(noise) -> None:
     pixels = noise(6, 6)
     square, method = fit_square(Image.fromarray(pixels), 6, reduction="area")
     assert method == "none" and np.array_equal(square, pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(138, 138, 32), (11, 11, 4), (12, 12, 3), (9, 14, 4), (5, 5, 1), (8, 6, 6)]
+)
+def test_nearest_takes_the_pixel_that_holds_the_centre_of_each_area(noise, height: int, width: int, size: int) -> None:
+    pixels = noise(height, width)
+    square, method = fit_square(Image.fromarray(pixels), size, fit="stretch", reduction="nearest")
+    assert method == "nearest"
+    for row, col in np.ndindex(size, size):
+        y, x = Fraction(2 * row + 1, 2 * size) * height, Fraction(2 * col + 1, 2 * size) * width
+        assert square[:, row, col].tolist() == pixels[int(y), int(x)].tolist()
+
+
+@pytest.mark.parametrize("side", [8, 11, 16, 37])
+def test_nearest_makes_no_new_labels(side: int) -> None:
+    """Labels 0, 100 and 200 would be averaged to others at every border."""
+    labels = np.random.default_rng(side).choice(np.array([0, 100, 200], np.uint8), (side, side))
+    square, _ = fit_square(Image.fromarray(labels).convert("RGB"), 7, reduction="nearest")
+    assert set(np.unique(square).tolist()) <= {0, 100, 200}
+    assert not set(np.unique(fit_square(Image.fromarray(labels).convert("RGB"), 7)[0]).tolist()) <= {0, 100, 200}
+
+
+def test_nearest_leaves_a_label_map_of_the_right_size_as_it_is(noise) -> None:
+    square, method = fit_square(Image.fromarray(noise(6, 6)), 6, reduction="nearest")
+    assert method == "none" and np.array_equal(square, noise(6, 6).transpose(2, 0, 1))
 
 
 def test_trim_cuts_rows_above_and_below_and_columns_on_either_side(noise) -> None:

@@ -298,3 +298,25 @@ def test_a_celeba_image_is_a_square_before_it_is_reduced(tmp_path: Path, write_i
         "40 rows above and below and 20 columns on either side cut off, then reduced to 32x32 by area averaging, rounded down"
     )
     assert int(small.images(slice(None)).max()) < 128
+
+
+@pytest.mark.parametrize("max_memory_bytes", [0, 2**30])
+def test_label_maps_survive_exactly(tmp_path: Path, max_memory_bytes: int) -> None:
+    """Grey and palette files, reduced from 11 to 4: pixels 1, 4, 6 and 9, in which the centres of the areas lie."""
+    labels = np.random.default_rng(0).choice(np.array([0, 3, 200], np.uint8), (2, 11, 11))
+    Image.fromarray(labels[0]).save(tmp_path / "0.png")
+    palette = Image.fromarray(labels[1], "P")
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(tmp_path / "1.png")
+    images = open_images(str(tmp_path), image_size=4, reduction="nearest", max_memory_bytes=max_memory_bytes)
+    chosen = labels[:, [1, 4, 6, 9]][:, :, [1, 4, 6, 9]]
+    assert np.array_equal(images.images(slice(None)).numpy(), np.repeat(chosen[:, None], 3, 1))
+    assert images.preprocessing == "reduced to 4x4 by the pixel at the centre of each area; values are class indices"
+
+
+def test_a_contact_sheet_holds_no_label_maps(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.webp", lossless=True)
+    (tmp_path / "x.jsonl").write_text("{}\n{}\n")
+    assert len(open_images(str(tmp_path), image_size=4)) == 2
+    with pytest.raises(DataError, match="a label map in WEBP"):
+        open_images(str(tmp_path), image_size=4, reduction="nearest")

@@ -135,3 +135,20 @@ def test_errors_about_the_second_folder_name_its_field(pair, tmp_path: Path) -> 
 def test_an_impossible_size_is_refused(pair) -> None:
     with pytest.raises(ConfigError, match="= 0 must be at least 1 pixel"):
         pair_images(*pair, source_size=0, fit="crop")
+
+
+def test_label_maps_are_partners(pair, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).choice(np.array([0, 5, 11], np.uint8), (4, 12, 12))
+    for k, name in enumerate(TARGETS):
+        path = tmp_path / "labels" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels[k]).save(path)
+    sources = pair_images(pair[0], str(tmp_path / "labels"), source_size=4, fit="crop", reduction="nearest")
+    for k, name in enumerate(pair[0].names):
+        middle = torch.from_numpy(labels[TARGETS.index(name)])[1::3, 1::3]
+        assert torch.equal(sources.images(torch.tensor([k]))[0], middle.expand(3, 4, 4))
+
+
+def test_a_partner_in_colour_is_no_label_map(pair) -> None:
+    with pytest.raises(DataError, match="task.source_path = .* mode RGB with channels that differ"):
+        pair_images(*pair, source_size=6, fit="crop", reduction="nearest")

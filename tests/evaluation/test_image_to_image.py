@@ -15,12 +15,12 @@ from rich.console import Console
 from rasterformer.conditioning.resize import enlarge, reduce_area
 from rasterformer.errors import DataError, MissingExtraError, ShapeError
 from rasterformer.evaluation.consistency import consistency
-from rasterformer.evaluation.efficientnet_lite import WEIGHTS_PACKAGE, efficientnet_lite_features
 from rasterformer.evaluation.frechet import frechet_distance
 from rasterformer.evaluation.image_to_image import super_resolution_report
 from rasterformer.evaluation.image_to_image_report import ImageToImageReport
 from rasterformer.evaluation.report import page
 from rasterformer.evaluation.similarity import ms_ssim, psnr, ssim
+from rasterformer.nn.efficientnet_lite import WEIGHTS_PACKAGE, efficientnet_lite_features
 
 BASELINES = ["nearest", "bilinear", "bicubic", "lanczos", "nearest training image"]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rasterformer.errors import DataError, MissingExtraError, ShapeError
-from rasterformer.evaluation.efficientnet_lite import WEIGHTS_PACKAGE
 from rasterformer.evaluation.image_to_image_report import ImageToImageReport
 from rasterformer.evaluation.report import page
 from rasterformer.evaluation.restoration import restoration_report
 from rasterformer.evaluation.similarity import psnr
+from rasterformer.nn.efficientnet_lite import WEIGHTS_PACKAGE
 
 RNG = torch.Generator().manual_seed(0)
 ORIGINALS = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8, generator=RNG)

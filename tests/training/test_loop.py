@@ -16,8 +16,10 @@ from rasterformer.interfaces import Batch, Cond
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
 from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config
+from rasterformer.training.likelihood import LikelihoodLearner, accumulate_gradients, held_out_bits_per_dim
 from rasterformer.training.log import read_metrics
-from rasterformer.training.loop import Run, accumulate_gradients, autocast, held_out_bits_per_dim, train
+from rasterformer.training.loop import Run, train
+from rasterformer.training.precision import autocast
 from rasterformer.training.state import shipped_weights
 
 
@@ -55,7 +57,7 @@ def small_system(*, model: dict[str, Any] | None = None, **training: Any) -> Sys
 
 
 def run_in(folder: Path, system: System, train_set: ImageSet | None = None) -> Run:
-    return Run(system, train_set or image_set(), image_set(6, seed=1), folder)
+    return Run(LikelihoodLearner(system, train_set or image_set(), image_set(6, seed=1)), folder)
 
 
 def quiet(text: str) -> None:
@@ -160,7 +162,7 @@ def test_the_last_figure_of_a_run_belongs_to_the_weights_it_ships(changes: dict[
     run = run_in(tmp_path, system)
     train(run, resume=False, say=quiet)
     figures = [line["held_out_bits_per_dim"] for line in read_metrics(tmp_path / "metrics.jsonl") if "images" in line]
-    shipped = held_out_bits_per_dim(system, run.held_out, 4)
+    shipped = held_out_bits_per_dim(system, run.learner.held_out, 4)
     assert figures[-1] == pytest.approx(shipped, abs=1e-5)
     assert figures[-2] != pytest.approx(shipped, abs=1e-4)
 

@@ -21,9 +21,10 @@ from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.tasks import Inpaint, Task
+from rasterformer.training.likelihood import LikelihoodLearner, accumulate_gradients, draw_more, held_out_bits_per_dim
 from rasterformer.training.log import read_metrics
-from rasterformer.training.loop import Run, accumulate_gradients, held_out_bits_per_dim, train
-from rasterformer.training.run import draw_more, train_recipe
+from rasterformer.training.loop import Run, train
+from rasterformer.training.run import train_recipe
 
 COMMANDS = {
     "super_resolution": "upscale {} IMAGE.png -n 4",
@@ -63,7 +64,7 @@ def test_a_run_of_each_task_ends_with_a_model_samples_a_report_and_the_next_comm
     recipe, folder, said = recipe_with(name, tmp_path), tmp_path / "run", []
     assert train_recipe(recipe, folder, say=said.append) is True
     command = COMMANDS[name].format(folder)
-    assert said[-1] == f"draw more:  rasterformer {command}"
+    assert said[-1] == f"now:  rasterformer {command}"
     with Image.open(folder / "samples" / "step-0000003.png") as sheet:
         assert sheet.size == (5 * 12 + 4, 3 * 12 + 2)  # source, three samples, original of 3 images; a gap of a pixel
         original = np.asarray(sheet)[:12, -12:][1::3, 1::3]
@@ -144,7 +145,9 @@ def test_each_step_has_masks_of_its_own(tmp_path: Path) -> None:
         return loss(x, cond, rng=rng)
 
     system.model.loss = remembered
-    train(Run(system, image_set(4, 0), image_set(2, 1), tmp_path), resume=False, say=lambda text: None)
+    train(
+        Run(LikelihoodLearner(system, image_set(4, 0), image_set(2, 1)), tmp_path), resume=False, say=lambda text: None
+    )
     batch = Batch(image_set(12, 0).pixels)
     expected = system.with_source(batch, first=0, purpose="training source", seed=0).cond.known
     assert torch.equal(torch.cat(seen), expected)

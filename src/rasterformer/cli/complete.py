@@ -29,6 +29,7 @@ def complete(
     batch_size: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
+    candidates: int = 1,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
 ) -> int:
@@ -38,7 +39,8 @@ def complete(
         model: run, model folder or checkpoint.
         images: files, fitted to the model's size as in training.
         known: top:0.5 (the upper half), rows:12 (the first 12 rows), or a mask image of the model's size, white where
-            the image is known. What is known must come first in the model's generation order.
+            the image is known. For a model of pixels what is known must come first in its generation order; a model over
+            codes takes any mask.
         n: completions of each image.
         label: class of the images, for a model with classes.
         temperature: below 1 draws more probable images, 1 draws from the model itself.
@@ -49,6 +51,8 @@ def complete(
         batch_size: completions drawn at a time. Default: as many as half of the free memory holds, at most 64.
         precision: bfloat16 is faster with many images and draws from a rounded model.
         parallel: draw one completion at a time, several positions per pass; the same images.
+        candidates: of a model over codes and a mask that is no prefix: so many fillings are drawn for each completion, and one is
+            chosen by how well what is known after it fits.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
     """
@@ -120,6 +124,7 @@ def complete(
                 batch_size=batch_size,
                 precision=precision,
                 parallel=parallel,
+                candidates=candidates,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,

@@ -1,4 +1,7 @@
-"""`rasterformer evaluate`: bits/dim of held-out images, with all that must be known to compare it; for tasks, samples too."""
+"""`rasterformer evaluate`: bits/dim of held-out images, with all that must be known to compare it; for tasks, samples too.
+
+Of models over codes it is nats/code.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ def evaluate(
     """Measure a model on held-out images: bits/dim with an interval.
 
     The likelihood is computed in float32. PNG and WebP sizes of the same images stand beside it, and images that are
-    also in the training split are counted. With --task, samples are drawn from the sources of the first images as well, and
+    also in the training split are counted. A model over codes has a likelihood of codes only: nats/code, and bits for the codes.
+    With --task, samples are drawn from the sources of the first images as well, and
     judged beside simpler means (extra `eval`).
 
     Args:
@@ -54,11 +58,12 @@ def evaluate(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
-    from rasterformer.evaluation.efficientnet_lite import load_efficientnet_lite0
+    from rasterformer.evaluation.code_likelihood import evaluate_codes
     from rasterformer.evaluation.judge import judge_samples
     from rasterformer.evaluation.likelihood import evaluate_likelihood
     from rasterformer.evaluation.report import write_page
     from rasterformer.evaluation.similarity import SSIM_SIDE, require_torchmetrics
+    from rasterformer.nn.efficientnet_lite import load_efficientnet_lite0
     from rasterformer.recipe_images import open_recipe_images
     from rasterformer.tasks import task_name
 
@@ -67,6 +72,10 @@ def evaluate(
     trained = None if recipe.task is None else task_name(recipe.task)
     if task is not None and task != trained:
         raise ConfigError(f"--task {task}: {model} was trained for {trained or 'images alone'}. Leave --task out.")
+    if task is not None and system.tokenizer is not None:
+        raise ConfigError(
+            f"--task {task}: samples of models over codes are not judged yet; without --task their likelihood is measured."
+        )
     if task is None and html is not None:
         raise ConfigError("--html shows samples of a task: give --task too.")
     if images < 2 or n < 1:
@@ -80,6 +89,23 @@ def evaluate(
                 f"--task {task}: similarity needs images of at least {SSIM_SIDE} pixels; {model} makes {system.image_size}."
             )
     held_out = open_recipe_images(recipe, split, path=data)
+    if system.tokenizer is not None:
+        with step_progress("scoring") as on_progress:
+            of_codes = evaluate_codes(
+                system,
+                system.tokenizer,
+                held_out,
+                model=str(model),
+                use_labels=recipe.data.use_labels,
+                task=trained,
+                with_source=lambda b, first: system.with_source(b, first=first, purpose="held-out source", seed=0),
+                limit=limit,
+                batch_size=batch_size,
+                on_progress=on_progress,
+            )
+        Console().print(of_codes.table())
+        _write_json(json, of_codes.to_dict())
+        return
     training = open_recipe_images(recipe, "train", path=data) if split == "test" else None
     with step_progress("scoring") as on_progress:
         report = evaluate_likelihood(
@@ -118,7 +144,11 @@ def evaluate(
         if html is not None:
             write_page(html, f"{model}: {trained}", judged.html_sections(), summary=f"on {held_out.name}, {split}")
             print(f"{html} written")
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
-        print(f"{json} written")
+    _write_json(json, content)
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(f"{path} written")

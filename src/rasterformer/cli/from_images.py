@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from rasterformer.data.decode import Reading
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Drawing:
         batch_size: tiles drawn at a time. Default: as many as half of the free memory holds, at most 64.
         precision: bfloat16 is faster with many tiles and draws from a rounded model.
         scale: magnification in the sheet.
+        guidance_scale: above 1 the condition counts more; for models over codes trained with model.drop_condition_prob.
+        window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; 1 is the
+            paper's rule, more is faster.
     """
 
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 1
@@ -55,6 +60,8 @@ class Drawing:
     batch_size: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     scale: int = 4
+    guidance_scale: float = 1.0
+    window_stride: int = 1
 
 
 MakeMasks = Callable[["list[Tensor]"], "list[Tensor]"]
@@ -85,12 +92,13 @@ def draw_from_images(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
-    from rasterformer.conditioning.sources import luma, masked_source
+    from rasterformer.conditioning.sources import masked_source, source_of_picture
+    from rasterformer.data.palette import label_colours
     from rasterformer.data.png import image_grid, write_png
     from rasterformer.image_to_image import visible_source
     from rasterformer.interfaces import Batch, Cond
     from rasterformer.recipe_file import recipe_hash
-    from rasterformer.tasks import task_name
+    from rasterformer.tasks import Paired, task_name
 
     if drawing.n < 1 or drawing.scale < 1:
         raise ConfigError(f"-n {drawing.n} and --scale {drawing.scale} must be at least 1.")
@@ -106,7 +114,9 @@ def draw_from_images(
             f"{model} fills in what a mask says is missing: rasterformer restore {shlex.quote(str(model))} ..."
         )
     files = find_pictures(images)
-    pictures = [_read(path) for path in files]
+    assert system.recipe.task is not None, "refused above"
+    labels = isinstance(system.recipe.task, Paired) and system.recipe.task.source_reduction == "nearest"
+    pictures = [_read(path, "labels" if labels else "colours") for path in files]
     side = system.source_shape.size if system.source_shape is not None else 1
     for path, picture in zip(files, pictures, strict=True):
         height, width = picture.shape[1:]
@@ -124,7 +134,10 @@ def draw_from_images(
             batch = Batch(originals, masked_source(originals, torch.stack(make_masks(list(originals)))))
         cond = system.with_source(batch, first=0, purpose="held-out source", seed=drawing.seed).cond
         assert cond.source is not None, "the task makes sources"
-        pictures = list(cond.source.expand(-1, 3, -1, -1))
+        if cond.source.shape[1] == 3:  # otherwise it is made from the originals when drawing begins
+            pictures = list(cond.source)
+        else:
+            pictures = list(originals)
         known = None if cond.known is None else list(cond.known)
     else:
         known = None if make_masks is None else make_masks(pictures)
@@ -163,6 +176,8 @@ def draw_from_images(
                 overlap=drawing.overlap,
                 batch_size=drawing.batch_size,
                 precision=drawing.precision,
+                guidance_scale=drawing.guidance_scale,
+                window_stride=drawing.window_stride,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,
@@ -176,8 +191,8 @@ def draw_from_images(
         for which, results in done.items():
             size = (results.shape[2], results.shape[3])
             mask = None if known is None else known[which][None]
-            grey = system.source_shape is not None and system.source_shape.channels == 1
-            source = luma(pictures[which][None]) if grey else pictures[which][None]
+            source = source_of_picture(system.recipe.task, pictures[which][None])
+            source = label_colours(source) if labels else source
             row = [*visible_source(Cond(source=source, known=mask), size), *results]
             row += [] if originals is None else [originals[which]]
             by_size.setdefault(size, []).append(torch.stack(row))
@@ -249,7 +264,7 @@ def to_pil_list(pictures: Sequence[Tensor]) -> list[Image.Image]:
     return [to_pil(picture[None])[0] for picture in pictures]
 
 
-def _read(path: Path) -> Tensor:
+def _read(path: Path, reading: Reading) -> Tensor:
     """uint8 [3, h, w]; what had to be changed to make it so is said."""
     import numpy as np
     import torch
@@ -257,7 +272,7 @@ def _read(path: Path) -> Tensor:
     from rasterformer.data.decode import decode_file
 
     try:
-        decoded = decode_file(path)
+        decoded = decode_file(path, reading)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if decoded.repairs:

@@ -19,24 +19,27 @@ def inspect(
         str | None, Parameter(help="ROW,COL of the pixel whose memory --order draws, in pixels.")
     ] = None,
 ) -> None:
-    """Say what a model folder, a run, a checkpoint or a picture of rasterformer is.
+    """Say what a model folder, a run, a checkpoint, a codes file or a picture of rasterformer is.
 
     Args:
-        path: the folder or the PNG file.
+        path: the folder, the codes file or the PNG file.
         order: draw the model's generation order and the memory of one pixel into this PNG file.
         position: that pixel. Default: the centre.
 
     Raises:
         ConfigError: --position is not ROW,COL, is given without --order, or --order is given with a picture.
         CheckpointError: the folder is none of ours, or a file in it is damaged.
-        DataError: the file does not exist, or is a picture without our metadata.
+        DataError: the file does not exist, is a picture without our metadata, or no file of codes.
     """
     if position is not None and order is None:
         raise ConfigError(f"--position {position} needs --order OUT.png.")
     if path.is_file():
         if order is not None:
             raise ConfigError(f"--order needs a model; {path} is a file.")
-        _print_picture(path)
+        if path.suffix == ".safetensors":
+            _print_codes(path)
+        else:
+            _print_picture(path)
         return
     pixel = None if position is None else _pixel(position)
     for place in _parts(path):
@@ -84,6 +87,8 @@ def _print_folder(folder: Path) -> None:
             count = sum(math.prod(shape) for _, shape in header.values())
             dtypes = ", ".join(sorted({dtype for dtype, _ in header.values()}))
             rows[name] = f"{count:,} numbers in {len(header)} tensors, {dtypes}"
+    for name, part in config.get("tokenizers", {}).items():
+        rows[name] = f"{part['recipe']['system']}, {part['steps']:,} steps"
     rows["files"] = f"{len(sizes)} verified, {sum(sizes.values()):,} bytes"
     print(folder)
     for label, value in rows.items():
@@ -92,6 +97,27 @@ def _print_folder(folder: Path) -> None:
     for section in ("model", "data", "training"):
         for field, value in recipe.get(section, {}).items():
             print(f"  {section}.{field} = {json.dumps(value)}")
+
+
+def _print_codes(path: Path) -> None:
+    from rasterformer.data.codes import load_codes
+
+    found = load_codes(path)
+    count, variants, rows, cols = found.codes.shape
+    about = {
+        "images": f"{count:,}, {variants} variant{'s' if variants > 1 else ''} of each",
+        "codes": f"{rows}x{cols} of {found.vocab_size:,}",
+        "tokenizer": found.tokenizer,
+        "condition": None
+        if found.condition is None
+        else f"{found.condition_vocab_size:,} codes by {found.condition_tokenizer}",
+        "classes": ", ".join(found.class_names) or None,
+        "preprocessing": found.preprocessing,
+    }
+    print(path)
+    for label, value in about.items():
+        if value is not None:
+            print(f"  {label:20} {value}")
 
 
 def _print_picture(path: Path) -> None:

@@ -27,6 +27,10 @@ def sample(
     batch_size: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
+    size: str | None = None,
+    guidance_scale: float = 1.0,
+    window_stride: int = 1,
+    text: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
 ) -> int:
@@ -49,6 +53,12 @@ def sample(
             --parallel may change some images.
         parallel: draw one image at a time, several positions per pass; the same images. Faster for a few images of a
             categorical model.
+        size: HEIGHTxWIDTH in pixels, such as 512x1024, for a model over codes: larger images than it was trained on are drawn
+            by a sliding window. Default: as trained.
+        guidance_scale: above 1 the class or text counts more; for models over codes trained with
+            model.drop_condition_prob.
+        window_stride: with --size, the window moves on by so many codes; 1 is the paper's rule, more is faster.
+        text: what to draw, for models trained with captions.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
     """
@@ -56,16 +66,20 @@ def sample(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
+    from rasterformer.cli.sizes import parse_size
     from rasterformer.data.png import image_grid, write_png
     from rasterformer.recipe_file import recipe_hash
 
     if n < 1 or scale < 1 or first < 0:
         raise ConfigError(f"-n {n} and --scale {scale} must be at least 1, --first {first} at least 0.")
+    pixels = None if size is None else parse_size(size)
     system = load(model)
     if dry_run:
-        print(system.plan_sampling(n, batch_size=batch_size, precision=precision, parallel=parallel))
+        print(system.plan_sampling(n, batch_size=batch_size, precision=precision, parallel=parallel, size=pixels))
         return 0
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
+    if system.tokenizer is not None:
+        options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text}
     about = {
         "kind": "sample",
         "model": str(model),
@@ -99,6 +113,10 @@ def sample(
                 batch_size=batch_size,
                 precision=precision,
                 parallel=parallel,
+                size=pixels,
+                guidance_scale=guidance_scale,
+                window_stride=window_stride,
+                text=text,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,

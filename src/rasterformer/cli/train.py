@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from rasterformer.cli.overrides import parse_overrides
 from rasterformer.errors import ConfigError
+from rasterformer.pipeline_file import load_pipeline, with_data
 from rasterformer.recipe_file import load_recipe
 
 
@@ -23,7 +24,8 @@ def train(
     """Train a model by a recipe on your images.
 
     Any field of the recipe can be overridden: `--model.depth 8 --training.steps=2000`. `rasterformer recipes` lists the
-    shipped recipes and `rasterformer recipes copy NAME` gives you one to edit.
+    shipped recipes and `rasterformer recipes copy NAME` gives you one to edit. A pipeline trains several models one after the
+    other, such as a tokenizer and the prior over its codes; its overrides begin with the stage: `--prior.model.depth 8`.
 
     Args:
         recipe: a YAML file or the name of a shipped recipe.
@@ -33,13 +35,19 @@ def train(
         init: start from the weights of a trained model (fine-tuning): a run, model folder or checkpoint.
         dry_run: check everything, say what would be done, and stop.
     """
+    from rasterformer.training.pipeline import train_pipeline
     from rasterformer.training.run import train_recipe
 
+    folder = Path("runs") / Path(recipe).stem if out is None else out
+    pipeline = load_pipeline(recipe, parse_overrides(overrides))
+    if pipeline is not None:
+        if init is not None or dry_run:
+            raise ConfigError(f"{recipe} is a pipeline: --init and --dry-run are for the recipes of its stages.")
+        return 0 if train_pipeline(with_data(pipeline, data, folder), folder, resume=resume) else 130
     filled = load_recipe(recipe, parse_overrides(overrides))
     if data is not None:
         filled = dataclasses.replace(filled, data=dataclasses.replace(filled.data, path=data))
     if resume and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; --init starts from others. Give one of them.")
-    folder = Path("runs") / Path(recipe).stem if out is None else out
     ended = train_recipe(filled, folder, resume=resume, init=init, dry_run=dry_run)
     return 0 if ended else 130

@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from rasterformer.autoregressive.noise import stream_seed
+from rasterformer.conditioning.edges import canny_edges
+from rasterformer.conditioning.luma import luma
 from rasterformer.conditioning.masks import random_mask
 from rasterformer.conditioning.resize import check_images, reduce_area
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond
-from rasterformer.tasks import Colourise, Denoise, Inpaint, Paired, SuperResolution, Task
+from rasterformer.tasks import Colourise, Denoise, Edges, Inpaint, Paired, SuperResolution, Task
 
 
 def make_source(task: Task, images: Tensor, rng: Sequence[torch.Generator]) -> Cond:
@@ -47,6 +49,8 @@ def make_source(task: Task, images: Tensor, rng: Sequence[torch.Generator]) -> C
             return masked_source(images, _random_masks(task, images, rng))
         case Colourise():
             return Cond(source=luma(images))
+        case Edges(sigma=sigma, low=low, high=high):
+            return Cond(source=canny_edges(images, sigma=sigma, low=low, high=high))
         case Denoise():
             noisy = [_noisy(task, image, stream) for image, stream in zip(images, rng, strict=True)]
             return Cond(source=torch.stack(noisy) if noisy else images)
@@ -55,6 +59,29 @@ def make_source(task: Task, images: Tensor, rng: Sequence[torch.Generator]) -> C
                 "task = paired has no sources that are made from the targets: they come from the second folder, "
                 "task.source_path. Attach them with data.pairs.pair_images."
             )
+
+
+def source_of_picture(task: Task, pictures: Tensor) -> Tensor:
+    """Returns what the model is given when a user shows it pictures: their luma or edges, or the pictures as they are.
+
+    Args:
+        task: what the model was trained for.
+        pictures: uint8 [B, 3, H, W], of any size.
+
+    Returns:
+        uint8 [B, c, H, W], c as `tasks.source_shape` says.
+
+    Raises:
+        ShapeError: pictures are of another shape or dtype.
+    """
+    match task:
+        case Colourise():
+            return luma(pictures)
+        case Edges(sigma=sigma, low=low, high=high):
+            return canny_edges(pictures, sigma=sigma, low=low, high=high)
+        case _:
+            check_images(pictures, channels=3)
+            return pictures
 
 
 def source_generators(seed: int, numbers: Sequence[int] | range, *, purpose: str) -> list[torch.Generator]:
@@ -93,21 +120,6 @@ def masked_source(images: Tensor, known: Tensor) -> Cond:
             "Mark at least one pixel as unknown."
         )
     return Cond(source=images * known[:, None], known=known)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Returns the images in grey, uint8 [B, 1, H, W]: the luma of ITU-R BT.601, the same integers as Pillow's `L`.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-
-    Raises:
-        ShapeError: images are of another shape or dtype.
-    """
-    check_images(images, channels=3)
-    red, green, blue = images.int().unbind(1)
-    grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16  # 0.299, 0.587 and 0.114 in 65536ths
-    return grey.to(torch.uint8)[:, None]
 
 
 def _random_masks(task: Inpaint, images: Tensor, rng: Sequence[torch.Generator]) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rasterformer.data.decode import Decoded, decode_image
+from rasterformer.data.decode import Decoded, Reading, decode_image, to_labels
 from rasterformer.data.source import Item, Source, name_classes
 from rasterformer.errors import DataError
 
@@ -119,9 +119,9 @@ def _channels_last(images: npt.NDArray[Any], *, where: str) -> npt.NDArray[np.ui
     raise DataError(f"{where}: shape {images.shape}. Images must be [N, H, W, 3], [N, 3, H, W] or [N, H, W].")
 
 
-def _load_row(images: npt.NDArray[np.uint8], k: int) -> Decoded:
-    row = np.ascontiguousarray(images[k])
-    return Decoded(Image.fromarray(row).convert("RGB"), "array", "RGB" if row.ndim == 3 else "L")
+def _load_row(images: npt.NDArray[np.uint8], k: int, reading: Reading) -> Decoded:
+    stored = Image.fromarray(np.ascontiguousarray(images[k]))
+    return Decoded(to_labels(stored) if reading == "labels" else stored.convert("RGB"), "array", stored.mode)
 
 
 def _jpeg_items(jpeg: npt.NDArray[Any], offsets: npt.NDArray[Any], *, where: str) -> list[Item]:
@@ -143,8 +143,8 @@ def _jpeg_items(jpeg: npt.NDArray[Any], offsets: npt.NDArray[Any], *, where: str
     ]
 
 
-def _load_jpeg(content: npt.NDArray[np.uint8]) -> Decoded:
-    return decode_image(content.tobytes())
+def _load_jpeg(content: npt.NDArray[np.uint8], reading: Reading) -> Decoded:
+    return decode_image(content.tobytes(), reading)
 
 
 def annotations_of(arrays: Arrays, count: int, *, where: str) -> Annotations:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rasterformer.data.arrays import Annotations, Arrays, annotations_of, array_items, assemble, npz_source, read_npz
-from rasterformer.data.decode import SUFFIXES, Decoded, decode_file
+from rasterformer.data.decode import SUFFIXES, Decoded, Reading, decode_file
 from rasterformer.data.metadata import json_lines
 from rasterformer.data.source import TEST_NAMES, Item, Source
 from rasterformer.errors import DataError
@@ -36,10 +36,10 @@ class _Sheet:
         self._lock = threading.Lock()
         self._tiles: npt.NDArray[np.uint8] | None = None
 
-    def load(self, k: int) -> Decoded:
+    def load(self, k: int, reading: Reading) -> Decoded:
         with self._lock:
-            if self._tiles is None:
-                sheet = decode_file(self.path).image
+            if self._tiles is None or reading == "labels":  # which a WebP is refused as
+                sheet = decode_file(self.path, reading).image
                 size = tile_size(*sheet.size, self.count, where=self.path.name)
                 columns, rows = sheet.width // size, sheet.height // size
                 pixels = np.asarray(sheet).reshape(rows, size, columns, size, 3)

@@ -1,6 +1,7 @@
 """One untrusted image file -> one upright RGB image, or a `DataError` that says why not.
 
-Every odd image has one documented result, see `decode_image`. Reduction to the training size is in `fit.py`.
+Every odd image has one documented result, see `decode_image`; a label map (an image whose values are class indices) is
+read by `to_labels`. Reduction to the training size is in `fit.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -21,6 +23,8 @@ MAX_FILE_BYTES = 64_000_000
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
 MAX_ASPECT = 64
+
+Reading = Literal["colours", "labels"]  # by `to_rgb` or by `to_labels`
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Decoded:
     repairs: tuple[str, ...] = ()
 
 
-def decode_file(path: Path) -> Decoded:
+def decode_file(path: Path, reading: Reading = "colours") -> Decoded:
     """Reads and decodes one image file.
 
     Raises:
@@ -57,25 +61,28 @@ def decode_file(path: Path) -> Decoded:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
-    return decode_image(content)
+    return decode_image(content, reading)
 
 
-def decode_image(content: bytes) -> Decoded:
+def decode_image(content: bytes, reading: Reading = "colours") -> Decoded:
     """Decodes the bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF.
 
     EXIF orientation is applied; 16-bit grey is divided by 257 and rounded (16-bit colour keeps its high byte); alpha
     and transparent palette entries are composited on white; CMYK is converted without its profile; grey becomes RGB;
     of an animation the first frame is taken; floating-point and 32-bit integer samples are refused, having no stated
-    white.
+    white. Label maps keep their values instead, see `to_labels`.
 
     Raises:
         DataError: another format, damaged, a side above 32768, more than 64 Mpx (checked before decoding), an aspect
-            ratio above 64:1, or samples without a stated white.
+            ratio above 64:1, or samples without a stated white; a label map in JPEG, WebP or GIF, or one that `to_labels`
+            refuses.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _check_size(*opened.size)
             stored_format, stored_mode = opened.format or "?", opened.mode
+            if reading == "labels" and stored_format not in ("PNG", "TIFF", "BMP"):  # writers of GIF renumber palettes
+                raise DataError(f"a label map in {stored_format}, which may have changed its values. Save it as PNG")
             repairs = []
             if opened.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in opened.tile):
                 repairs.append("high byte of 16-bit samples")  # Pillow's PNG reader gives no more
@@ -84,7 +91,8 @@ def decode_image(content: bytes) -> Decoded:
                 repairs.append("first frame of several")
             if opened.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
                 repairs.append("turned upright by its EXIF orientation")
-            upright = _rgb(ImageOps.exif_transpose(opened), repairs)
+            upright = ImageOps.exif_transpose(opened)
+            upright = to_labels(upright) if reading == "labels" else _rgb(upright, repairs)
             return Decoded(upright, stored_format, stored_mode, tuple(repairs))
     except DataError:
         raise
@@ -102,6 +110,29 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """
     repairs: list[str] = []
     return _rgb(image, repairs), tuple(repairs)
+
+
+def to_labels(image: Image.Image) -> Image.Image:
+    """Returns a label map in mode RGB, the class index of each pixel in all three channels: it passes for an image.
+
+    The index is the value of a grey image, 0 or 1 in a bilevel one, and the number of the entry in a palette, whose
+    colours do not matter.
+
+    Raises:
+        DataError: transparency, several channels that are not equal, values that are no whole numbers, or one above 255.
+    """
+    if image.has_transparency_data:
+        raise DataError(f"mode {image.mode} with transparency: a label map needs one channel without it")
+    values = np.asarray(image)  # of a palette image: the numbers of its entries
+    if values.ndim == 3 and (values != values[..., :1]).any():
+        raise DataError(
+            f"mode {image.mode} with channels that differ: a label map needs one channel, of class indices, or palette "
+            "indices. Colours that stand for classes must be converted first"
+        )
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
+        raise DataError(f"values {values.min()}..{values.max()}: a label map needs whole numbers 0..255")
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def _check_size(width: int, height: int) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from rasterformer.errors import DataError
 
 Fit = Literal["crop", "stretch"]
-Reduction = Literal["auto", "area"]
-Method = Literal["none", "box", "lanczos", "area"]
+Reduction = Literal["auto", "area", "nearest"]
+Method = Literal["none", "box", "lanczos", "area", "nearest"]
 
 
 def fit_square(
@@ -30,11 +30,12 @@ def fit_square(
         size: side of the result, pixels.
         fit: `crop` takes the largest centred square; `stretch` reduces both sides separately.
         trim: rows cut off above and below, and columns cut off on either side, before anything else.
-        reduction: `auto`: box or Lanczos, see below; `area`: mean over areas, rounded down, as the paper's data were made.
+        reduction: `auto`: box or Lanczos, see below; `area`: mean over areas, rounded down, as the paper's data were made;
+            `nearest`: the pixel at the centre of each area, for label maps, whose values must not be mixed.
 
     Returns:
         uint8 [3, size, size], and how pixels were reduced: `none` (not at all), `box` (mean over whole blocks, where
-        the factor is a whole number on both sides), `lanczos` (any other factor), `area`.
+        the factor is a whole number on both sides), `lanczos` (any other factor), `area`, `nearest`.
 
     Raises:
         DataError: a side is below `size`.
@@ -59,6 +60,9 @@ def fit_square(
     elif reduction == "area":
         method = "area"
         pixels = _area_means(pixels, size)
+    elif reduction == "nearest":
+        method = "nearest"
+        pixels = pixels[_centres(image.height, size)][:, _centres(image.width, size)]
     elif image.width % size == 0 and image.height % size == 0:
         method = "box"
         pixels = _block_means(pixels, size)
@@ -81,6 +85,11 @@ def _area_weights(length: int, size: int) -> npt.NDArray[np.float64]:
     old = np.arange(length)
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
     return np.clip(overlap, 0, None) * (size / length)
+
+
+def _centres(length: int, size: int) -> npt.NDArray[np.int64]:
+    """[size]: the old pixel in which the middle of each new one lies; between two, the later one."""
+    return (2 * np.arange(size) + 1) * length // (2 * size)
 
 
 def _block_means(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

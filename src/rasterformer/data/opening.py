@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rasterformer.data.decode import Reading
 from rasterformer.data.fit import Fit, Method, Reduction, fit_square
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.locate import find_source
@@ -46,7 +47,7 @@ def open_images(
         path: a folder of images, class folders, an `.npz`, a contact sheet, CIFAR-10's batches, or the name of an
             embedded set (`toonheads`, `emoji`).
         image_size: side of the result, pixels.
-        fit, trim, reduction: as in `fit_square`.
+        fit, trim, reduction: as in `fit_square`. With `nearest` the images are label maps, read by `decode.to_labels`.
         split: which part. `all` takes every image.
         holdout_fraction: share of `test` where the set has no split of its own, 0..1 exclusive. An image's name decides
             where it goes, so that new images move no old one.
@@ -68,7 +69,14 @@ def open_images(
         )
     items, origin = _choose(source, split, holdout_fraction, path)
     fit_image = partial(fit_square, size=image_size, fit=fit, trim=trim, reduction=reduction)
-    prepared = _prepare(items, image_size, trim, fit_image, max_memory_bytes, on_progress)
+    load = partial(
+        _load,
+        reading="labels" if reduction == "nearest" else "colours",
+        size=image_size,
+        trim=trim,
+        fit_image=fit_image,
+    )
+    prepared = _prepare(items, image_size, load, max_memory_bytes, on_progress)
     if not prepared.kept:
         raise _nothing_left(path, prepared, image_size, trim)
     kept = [items[k] for k in prepared.kept]
@@ -78,7 +86,8 @@ def open_images(
         name=source.name,
         split=split,
         split_origin=origin,
-        preprocessing=_preprocessing(prepared.methods, prepared.cropped, image_size, fit, trim),
+        preprocessing=_preprocessing(prepared.methods, prepared.cropped, image_size, fit, trim)
+        + ("; values are class indices" if reduction == "nearest" else ""),
         image_size=image_size,
         class_names=source.class_names,
         labels=torch.tensor([item.label for item in kept]) if source.class_names else None,
@@ -87,9 +96,7 @@ def open_images(
         lossless=known.pop() if len(known) == 1 else None,
         skipped=source.skipped + tuple(prepared.skipped),
         num_images=len(kept),
-        pixels=torch.from_numpy(prepared.pixels)
-        if prepared.pixels is not None
-        else _decoder(kept, image_size, trim, fit_image),
+        pixels=torch.from_numpy(prepared.pixels) if prepared.pixels is not None else _decoder(kept, load),
         names=tuple(item.name for item in kept),
     )
 
@@ -145,6 +152,9 @@ class _Failed:
     size: tuple[int, int] | None  # None: broken; otherwise smaller than asked for
 
 
+Load = Callable[[Item], _Ready | _Failed]
+
+
 @dataclass(frozen=True)
 class _Prepared:
     pixels: npt.NDArray[np.uint8] | None  # None: they do not fit into memory
@@ -158,8 +168,7 @@ class _Prepared:
 def _prepare(
     items: Sequence[Item],
     size: int,
-    trim: tuple[int, int],
-    fit_image: FitImage,
+    load: Load,
     max_memory_bytes: int,
     on_progress: OnProgress | None,
 ) -> _Prepared:
@@ -171,7 +180,7 @@ def _prepare(
     small: list[tuple[int, int]] = []
     methods: Counter[Method] = Counter()
     cropped = False
-    results = map_in_order(partial(_load, size=size, trim=trim, fit_image=fit_image), items, on_progress=on_progress)
+    results = map_in_order(load, items, on_progress=on_progress)
     for k, result in enumerate(results):
         if isinstance(result, _Failed):
             skipped.append((items[k].name, result.reason))
@@ -186,9 +195,9 @@ def _prepare(
     return _Prepared(None if pixels is None else pixels[: len(kept)], kept, skipped, small, methods, cropped)
 
 
-def _load(item: Item, *, size: int, trim: tuple[int, int], fit_image: FitImage) -> _Ready | _Failed:
+def _load(item: Item, *, reading: Reading, size: int, trim: tuple[int, int], fit_image: FitImage) -> _Ready | _Failed:
     try:
-        image = item.load().image
+        image = item.load(reading).image
     except DataError as error:
         return _Failed(str(error), None)
     width, height = image.width - 2 * trim[1], image.height - 2 * trim[0]
@@ -199,9 +208,9 @@ def _load(item: Item, *, size: int, trim: tuple[int, int], fit_image: FitImage) 
     return _Ready(pixels, method, width == height)
 
 
-def _decoder(items: Sequence[Item], size: int, trim: tuple[int, int], fit_image: FitImage) -> Callable[[int], Tensor]:
+def _decoder(items: Sequence[Item], load: Load) -> Callable[[int], Tensor]:
     def decode(k: int) -> Tensor:
-        result = _load(items[k], size=size, trim=trim, fit_image=fit_image)
+        result = load(items[k])
         if isinstance(result, _Failed):
             raise DataError(
                 f"{items[k].name!r} was readable when the set was opened and is so no longer: {result.reason}. "
@@ -245,6 +254,7 @@ def _preprocessing(methods: Counter[Method], cropped: bool, size: int, fit: Fit,
         "box": "by box averaging",
         "lanczos": "by Lanczos",
         "area": "by area averaging, rounded down",
+        "nearest": "by the pixel at the centre of each area",
     }
     if trim != (0, 0):
         rest = _preprocessing(methods, cropped, size, fit, (0, 0))

@@ -20,7 +20,7 @@ from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Batch
 
-_ORDER, _FLIP = 1, 2  # streams
+_ORDER, _FLIP = 1, 2  # streams; `codes.py` has 3 and 4
 _WORDS_PER_COUNT = 4  # Philox 4x64
 
 
@@ -43,10 +43,7 @@ def training_batches(
         ConfigError: batch_size or start_step is too small, or flip_prob is not in 0..1.
         DataError: labels are asked for, but the data has no classes.
     """
-    if batch_size < 1 or start_step < 0:
-        raise ConfigError(f"batch_size = {batch_size} must be at least 1, and start_step = {start_step} not negative.")
-    if not 0.0 <= flip_prob <= 1.0:
-        raise ConfigError(f"flip_prob = {flip_prob} must lie in 0..1.")
+    check_batches(batch_size, start_step, flip_prob)
     if use_labels:
         image_set.require_labels()
 
@@ -62,6 +59,18 @@ def training_batches(
     return _immediate(make, start_step) if image_set.in_memory else _ahead(make, start_step)
 
 
+def check_batches(batch_size: int, start_step: int, flip_prob: float) -> None:
+    """Does nothing where `training_batches` can work with these.
+
+    Raises:
+        ConfigError: batch_size or start_step is too small, or flip_prob is not in 0..1.
+    """
+    if batch_size < 1 or start_step < 0:
+        raise ConfigError(f"batch_size = {batch_size} must be at least 1, and start_step = {start_step} not negative.")
+    if not 0.0 <= flip_prob <= 1.0:
+        raise ConfigError(f"flip_prob = {flip_prob} must lie in 0..1.")
+
+
 def sample_index(first: int, count: int, *, num_images: int, seed: int) -> Tensor:
     """Returns which images the samples first, first + 1, ... of a run are: int64 [count], each 0..num_images-1."""
     samples = np.arange(first, first + count)
@@ -75,7 +84,7 @@ def sample_index(first: int, count: int, *, num_images: int, seed: int) -> Tenso
 
 def flips(first: int, count: int, *, flip_prob: float, seed: int) -> Tensor:
     """Returns whether the samples first, first + 1, ... of a run are mirrored: bool [count]."""
-    uniform = (_words(seed, _FLIP, first, count) >> np.uint64(11)) * 2.0**-53
+    uniform = (random_words(seed, _FLIP, first, count) >> np.uint64(11)) * 2.0**-53
     return torch.from_numpy(uniform < flip_prob)
 
 
@@ -86,11 +95,17 @@ def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_images: int) -> npt.NDArray[np.int64]:
     # sorting random words, and not Generator.permutation, whose result may change between versions of NumPy
-    return np.argsort(_words(seed, _ORDER, epoch * num_images, num_images), kind="stable")
+    return np.argsort(random_words(seed, _ORDER, epoch * num_images, num_images), kind="stable")
 
 
-def _words(seed: int, stream: int, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """Words first, first + 1, ... of an endless random sequence: uint64 [count]."""
+def random_words(seed: int, stream: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Returns words first, first + 1, ... of an endless random sequence: uint64 [count].
+
+    Args:
+        seed: any integer.
+        stream: what the words are for; each stream has its own.
+        first, count: which words.
+    """
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
     philox = np.random.Philox(key=key, counter=first // _WORDS_PER_COUNT)
     skip = first % _WORDS_PER_COUNT

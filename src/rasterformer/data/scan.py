@@ -136,7 +136,7 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
 
 def _look(item: Item) -> _Seen | str:
     try:
-        decoded = item.load()
+        decoded = item.load("colours")
     except DataError as error:
         return str(error)
     digest = hashlib.sha256(repr(decoded.image.size).encode() + decoded.image.tobytes()).digest()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from rasterformer.data.decode import Decoded
+from rasterformer.data.decode import Decoded, Reading
 
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
 
@@ -20,7 +20,7 @@ class Item:
 
     Args:
         name: relative to what was opened; decides the holdout where the set has no split of its own.
-        load: decodes it; raises DataError where it is broken.
+        load: decodes it, in colours or as a label map; raises DataError where it is broken.
         identity: name and size of a file, or a digest of the pixels; goes into the fingerprint.
         label: index into `Source.class_names`. None: no classes.
         caption: None: none.
@@ -29,7 +29,7 @@ class Item:
     """
 
     name: str
-    load: Callable[[], Decoded]
+    load: Callable[[Reading], Decoded]
     identity: str
     label: int | None = None
     caption: str | None = None

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.data.png import write_png
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Batch, Cond
@@ -120,6 +121,8 @@ def query_blocks(sees: Tensor, rank: Tensor) -> Tensor:
 
 def _pixel_of_position(system: System) -> Tensor:
     """Pixel index, row W + column, of each position in generation order: int64 [L]."""
+    if not isinstance(system.codec, PixelCodec):
+        raise ConfigError("--order draws who sees whom among pixels; this model works on codes.")
     cells_per_pixel = 3 // system.codec.symbols_per_position
     return system.codec.order // cells_per_pixel
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from rasterformer.data.png import image_grid
 from rasterformer.errors import DataError, ShapeError
 from rasterformer.evaluation.consistency import check_samples, diversity, pairwise_ms_ssim
-from rasterformer.evaluation.efficientnet_lite import INPUT_SIDE, NUM_FEATURES, efficientnet_lite_features
 from rasterformer.evaluation.frechet import frechet_distance
 from rasterformer.evaluation.image_to_image_report import NOTE
 from rasterformer.evaluation.report import Picture
 from rasterformer.evaluation.similarity import ms_ssim, ms_ssim_factor, psnr, ssim
+from rasterformer.nn.efficientnet_lite import INPUT_SIDE, NUM_FEATURES, efficientnet_lite_features
 
 SHEET_IMAGES = 16
 SHEET_SAMPLES = 4

@@ -19,7 +19,7 @@ from rasterformer.nn.positions import rotate
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(head_dim)) v over own block and memory (paper, section 3.2, equation 1).
 
-    Projections have no bias. Attention's width is independent of the model's.
+    Attention's width is independent of the model's.
 
     Args:
         width: D.
@@ -29,6 +29,7 @@ class Attention(nn.Module):
         pattern: who sees whom.
         qk_norm: normalise each query and key head, with a learned scale (Dehghani et al. 2023, ViT-22B).
         angles: rotary angles [L, head_dim / 2]. None: no rotary encoding.
+        bias: of the projections.
     """
 
     memory: Tensor
@@ -45,13 +46,14 @@ class Attention(nn.Module):
         pattern: AttentionPattern,
         qk_norm: bool = False,
         angles: Tensor | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.pattern = pattern
         # queries, keys and values of all heads, one under the other: one product is faster than three
-        self.project = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=False)
-        self.out = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.project = nn.Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
+        self.out = nn.Linear(num_heads * head_dim, width, bias=bias)
         self.has_qk_norm = qk_norm
         self.query_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
         self.key_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
@@ -135,7 +137,8 @@ class AttentionStep:
         self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
         self.head_dim, self.angles = attention.head_dim, attention.angles
         self.group = self.num_heads // self.num_kv_heads
-        self.project, self.out = attention.project.weight, attention.out.weight
+        self.project = attention.project.weight, attention.project.bias
+        self.out = attention.out.weight, attention.out.bias
         self.norms = (attention.query_norm, attention.key_norm) if attention.has_qk_norm else None
         self.cache = KeyValueCache(
             attention.pattern, batch_size, num_heads=self.num_kv_heads, head_dim=self.head_dim, like=like
@@ -154,7 +157,7 @@ class AttentionStep:
             [B, n, D], equal to `Attention` at those positions.
         """
         batch_size, count, _ = h.shape
-        heads = F.linear(h, self.project).view(batch_size, count, -1, self.head_dim).transpose(1, 2)
+        heads = F.linear(h, *self.project).view(batch_size, count, -1, self.head_dim).transpose(1, 2)
         if self.norms is not None or self.angles is not None:
             self._norm_and_rotate_(heads, first)
         q, keys_and_values = heads.split_with_sizes(
@@ -171,7 +174,7 @@ class AttentionStep:
         mixed = F.scaled_dot_product_attention(q, keys, values, mask)
         if self.group > 1:
             mixed = mixed.unflatten(2, (self.group, count)).flatten(1, 2)
-        return F.linear(mixed.transpose(1, 2).flatten(2), self.out)
+        return F.linear(mixed.transpose(1, 2).flatten(2), *self.out)
 
     def _norm_and_rotate_(self, heads: Tensor, first: int) -> None:
         """Queries and keys of heads [B, heads, n, head_dim], in place."""

@@ -16,9 +16,12 @@ from rasterformer.nn.cross_attention import CrossAttention, CrossAttentionStep
 Activation = Literal["relu", "gelu", "swiglu"]
 
 
-def make_norm(kind: Literal["layer", "rms"], width: int) -> nn.Module:
-    """`layer`: LayerNorm with scale and bias, eps 1e-6 (the paper's code). `rms`: RMSNorm with scale (Zhang & Sennrich 2019)."""
-    return nn.LayerNorm(width, eps=1e-6) if kind == "layer" else nn.RMSNorm(width, eps=1e-6)
+NORM_EPS = 1e-6  # as in the Image Transformer's code
+
+
+def make_norm(kind: Literal["layer", "rms"], width: int, *, eps: float = NORM_EPS) -> nn.Module:
+    """`layer`: LayerNorm with scale and bias. `rms`: RMSNorm with scale (Zhang & Sennrich 2019)."""
+    return nn.LayerNorm(width, eps=eps) if kind == "layer" else nn.RMSNorm(width, eps=eps)
 
 
 def activate(up: Tensor, activation: Activation) -> Tensor:
@@ -84,6 +87,7 @@ class TransformerLayer(nn.Module):
         norm: kind of norm.
         is_post_norm: where the norm stands.
         dropout_prob: on the output of each sublayer.
+        norm_eps: what norms add to the variance.
     """
 
     def __init__(
@@ -96,14 +100,15 @@ class TransformerLayer(nn.Module):
         norm: Literal["layer", "rms"],
         is_post_norm: bool,
         dropout_prob: float,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         self.attention = attention
-        self.attention_norm = make_norm(norm, width) if attention is not None else None
+        self.attention_norm = make_norm(norm, width, eps=norm_eps) if attention is not None else None
         self.source_attention = source_attention
-        self.source_attention_norm = make_norm(norm, width) if source_attention is not None else None
+        self.source_attention_norm = make_norm(norm, width, eps=norm_eps) if source_attention is not None else None
         self.feed_forward = feed_forward
-        self.feed_forward_norm = make_norm(norm, width)
+        self.feed_forward_norm = make_norm(norm, width, eps=norm_eps)
         self.is_post_norm = is_post_norm
         self.dropout = nn.Dropout(dropout_prob)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """A copy of the model whose weights follow with decay d_s = min(decay, s / (s + 10)).
+    """A copy of the model whose weights follow with decay d_s = min(decay, s / (s + 10)); its buffers are the model's.
 
     Args:
         model: is copied.
@@ -20,12 +20,18 @@ class ExponentialMovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        weights = dict(model.named_parameters())
+        self.buffers = [
+            name for name in model.state_dict() if name not in weights
+        ]  # such as a codebook that is no weight
 
     @torch.no_grad()
     def update_(self, model: nn.Module, step: int) -> None:
         """Moves the average towards the model after optimiser step number `step`, counted from 1."""
         decay = min(self.decay, step / (step + 10))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        for name in self.buffers:
+            self.model.get_buffer(name).copy_(model.get_buffer(name))
 
 
 def mean_of_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The training loop. Everything that decides a step is a function of the recipe and the step's number.
 
 A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `samples/`, `checkpoints/step-N/`, and, when it has ended,
-`model/` and `report.md`. What makes a checkpoint is in `state.py`.
+`model/` and `report.md`. What a step is, a `Learner` says; what makes a checkpoint is in `state.py`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rasterformer.autoregressive.noise import stream_seed
-from rasterformer.data.imageset import ImageSet
-from rasterformer.data.order import training_batches
-from rasterformer.data.png import image_grid, write_png
+from rasterformer.data.png import write_png
 from rasterformer.errors import RasterformerError
-from rasterformer.evaluation.likelihood import num_dims
-from rasterformer.image_to_image import source_sheet
-from rasterformer.interfaces import Batch
 from rasterformer.recipe import TrainingConfig
 from rasterformer.recipe_file import recipe_hash
-from rasterformer.system import System
 from rasterformer.training.averages import ExponentialMovingAverage
 from rasterformer.training.interrupt import StopSignals
+from rasterformer.training.learner import Learner
 from rasterformer.training.log import MetricsLog, ProgressLine, duration
-from rasterformer.training.optim import learning_rate_factor, make_optimizers
+from rasterformer.training.optim import learning_rate_factor
 from rasterformer.training.state import Progress, restore, save, shipped_weights
 
 MAX_BAD_STEPS = 3  # in a row
@@ -37,16 +33,14 @@ MAX_BAD_STEPS = 3  # in a row
 
 @dataclass
 class Run:
-    """One training run: what is trained, on what, and where its files lie."""
+    """One training run: what is trained, and where its files lie."""
 
-    system: System
-    train_set: ImageSet
-    held_out: ImageSet
+    learner: Learner
     folder: Path
 
     @property
     def training(self) -> TrainingConfig:
-        return self.system.recipe.training
+        return self.learner.recipe.training
 
 
 def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool:
@@ -64,51 +58,51 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
         RasterformerError: the loss was not finite three times in a row.
         CheckpointError: resuming from other data, or all checkpoints are damaged.
     """
-    training, model = run.training, run.system.model
-    device = run.system.device
-    optimizers = make_optimizers(model, training)
+    learner, training = run.learner, run.training
+    networks, model = learner.networks, learner.networks["model"]
+    optimizers = learner.optimizers()
     ema = ExponentialMovingAverage(model, training.ema_decay) if training.ema_decay is not None else None
-    progress = restore(run.folder, run.system, optimizers, ema, run.train_set) if resume else Progress()
+    progress = restore(run.folder, learner, optimizers, ema) if resume else Progress()
     if progress.step:
         say(f"resumed at step {progress.step}, {duration(progress.seconds)} of training done")
+    else:
+        learner.prepare()
+        if ema is not None:
+            ema.model.load_state_dict(model.state_dict())
     log = MetricsLog(run.folder / "metrics.jsonl", after_step=progress.step)
     line = ProgressLine()
-    use_labels = run.system.recipe.data.use_labels
-    batches = training_batches(
-        run.train_set,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        start_step=progress.step,
-        flip_prob=run.system.recipe.data.flip_prob,
-        use_labels=use_labels,
-    )
-    peak_rates = [[group["initial_lr"] for group in optimizer.param_groups] for optimizer in _with_peaks(optimizers)]
-    session_start, session_images, bad_steps, smooth = time.monotonic(), 0, 0, math.nan
+    batches = learner.batches(progress.step)
+    peak_rates = _peak_rates(optimizers)
+    session_start, session_steps, bad_steps = time.monotonic(), 0, 0
+    smooth: dict[str, float] = {}
     measured_at = saved_at = progress.step
 
     with StopSignals() as signals:
         while (share := _share_done(training, progress)) < 1.0 and not signals.received:
             began = time.monotonic()
             factor = learning_rate_factor(training, progress.step, share)
-            for optimizer, peaks in zip(optimizers, peak_rates, strict=True):
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * factor
-            batch = run.system.with_source(
-                next(batches), first=progress.step * training.batch_size, purpose="training source", seed=training.seed
-            )
-            model.train()
-            with _dropout_stream(training.seed, progress.step, device):
-                bits = accumulate_gradients(run.system, batch)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
-            is_finite = math.isfinite(bits) and bool(norm.isfinite())
+            for group, peak in peak_rates:
+                group["lr"] = peak * factor
+            batch = next(batches)
+            for network in networks.values():
+                network.train()
+            with _random_stream(training.seed, progress.step, learner.device):
+                figures = learner.accumulate_gradients(batch, progress.step)
+            norms = {
+                name: nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm or math.inf)
+                for name, network in networks.items()
+            }
+            is_finite = all(map(math.isfinite, figures.values())) and all(bool(n.isfinite()) for n in norms.values())
             if is_finite:
                 bad_steps = 0
-                for optimizer in optimizers:
-                    optimizer.step()
+                for each in optimizers.values():
+                    for optimizer in each:
+                        optimizer.step()
             else:  # the weights stay as they were
                 bad_steps += 1
+                said = {name: str(value) for name, value in figures.items()}
                 log.write(
-                    step=progress.step, event="not_finite", bits_per_dim=str(bits), gradient_norm=str(float(norm))
+                    step=progress.step, event="not_finite", **said, gradient_norm=str(max(map(float, norms.values())))
                 )
                 if bad_steps == MAX_BAD_STEPS:
                     raise RasterformerError(
@@ -116,27 +110,31 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
                         f"Lower training.learning_rate = {training.learning_rate}, or train with training.precision = float32. "
                         f"The checkpoints in {run.folder / 'checkpoints'} are from before."
                     )
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
+            for each in optimizers.values():
+                for optimizer in each:
+                    optimizer.zero_grad(set_to_none=True)
+            if is_finite:
+                figures |= learner.finish_step(progress.step)
             progress.step += 1
             if ema is not None:
                 ema.update_(model, progress.step)
             progress.seconds += time.monotonic() - began
-            session_images += len(batch.images)
+            session_steps += 1
 
             if is_finite:
-                smooth = bits if math.isnan(smooth) else 0.95 * smooth + 0.05 * bits
-            rate = session_images / (time.monotonic() - session_start)
+                smooth |= {name: _smoothed(smooth.get(name), value) for name, value in figures.items()}
+            rate = session_steps * training.batch_size / (time.monotonic() - session_start)
             if is_finite and progress.step % training.log_every == 0:
                 log.write(
                     step=progress.step,
                     seconds=round(progress.seconds, 3),
-                    train_bits_per_dim=round(smooth, 5),
+                    **{f"train_{name}": round(value, 5) for name, value in smooth.items()},
                     learning_rate_factor=round(factor, 5),
-                    gradient_norm=round(float(norm), 4),
+                    **{_norm_name(name): round(float(norm), 4) for name, norm in norms.items()},
                 )
+            name, value = next(iter(smooth.items()), ("loss", math.nan))
             line.show(
-                f"step {progress.step}  {smooth:.3f} bits/dim (training)  {rate:.1f} images/s  "
+                f"step {progress.step}  {value:.3f} {in_words(name)} (training)  {rate:.1f} images/s  "
                 f"{duration(_seconds_left(training, progress))} left"
             )
             if _is_due(training.eval_every, progress.step):
@@ -146,73 +144,42 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
                 _draw_samples(run, ema, progress.step)
             if _is_due(training.save_every, progress.step):
                 saved_at = progress.step
-                save(run.folder, run.system, optimizers, ema, run.train_set, progress)
+                save(run.folder, learner, optimizers, ema, progress)
 
     line.close()
     if saved_at != progress.step or not progress.step:
-        save(run.folder, run.system, optimizers, ema, run.train_set, progress)
+        save(run.folder, learner, optimizers, ema, progress)
     if signals.received:
         say(
             f"stopped by {signals.received} at step {progress.step}; all is saved in {run.folder}. Go on with --resume."
         )
         return False
-    shipped = shipped_weights(run.folder, run.system, ema)
-    model.load_state_dict(shipped)
+    model.load_state_dict(shipped_weights(run.folder, learner, ema))
     if measured_at != progress.step or not progress.step or training.average_checkpoints:
         _measure(run, None, progress, log, say)
     _draw_samples(run, None, progress.step)
-    run.system.steps = progress.step
     model.eval()
-    run.system.save(run.folder / "model")
+    learner.ship(run.folder / "model", progress.step)
     return True
 
 
-def accumulate_gradients(system: System, batch: Batch) -> float:
-    """Adds the gradients of a batch, part by part; returns its bits/dim."""
-    training, device = system.recipe.training, system.device
-    size = len(batch.images) // training.accumulation_steps
-    all_dims, nats = int(num_dims(batch).sum()), 0.0
-    for first in range(0, len(batch.images), size):
-        rows = slice(first, first + size)
-        x, cond = system.codec.encode(batch.images[rows]).to(device), batch.cond.rows(rows).to(device)
-        with autocast(training, device):
-            loss = system.model.loss(x, cond, rng=None)
-        (loss.total * (loss.dims.sum() / all_dims)).backward()  # a part counts by its dimensions
-        nats += float(loss.nats.sum())
-    return nats / all_dims / math.log(2)
+def in_words(figure: str) -> str:
+    """The name of a figure for people: `bits_per_dim` -> `bits/dim`."""
+    return figure.removeprefix("held_out_").replace("_per_", "/").replace("_", " ")
 
 
-def autocast(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 autocast where the recipe wants it and, with `auto`, where the hardware has matrix units for it."""
-    wanted = training.precision == "bfloat16" or (training.precision == "auto" and has_bfloat16_units(device))
-    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+def _peak_rates(optimizers: dict[str, list[torch.optim.Optimizer]]) -> list[tuple[dict[str, float], float]]:
+    """Every group of weights and its peak learning rate, which a resumed optimiser remembers."""
+    groups = [group for each in optimizers.values() for optimizer in each for group in optimizer.param_groups]
+    return [(group, group.setdefault("initial_lr", group["lr"])) for group in groups]
 
 
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware: AMX or AVX-512 BF16 on a processor, Ampere or later on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def _smoothed(before: float | None, value: float) -> float:
+    return value if before is None else 0.95 * before + 0.05 * value
 
 
-def held_out_bits_per_dim(system: System, images: ImageSet, limit: int | None, *, batch_size: int = 32) -> float:
-    """Exact bits/dim of the first `limit` held-out images, in float32."""
-    count = len(images) if limit is None else min(limit, len(images))
-    nats, dims = [], []
-    for index in torch.arange(count).split(batch_size):
-        batch = images.batch(index, use_labels=system.recipe.data.use_labels)
-        batch = system.with_source(batch, first=int(index[0]), purpose="held-out source", seed=0)
-        nats.append(system.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3)))
-        dims.append(num_dims(batch))
-    return float(torch.cat(nats).sum() / torch.cat(dims).sum() / math.log(2))
-
-
-def _with_peaks(optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-    return optimizers
+def _norm_name(network: str) -> str:
+    return "gradient_norm" if network == "model" else f"gradient_norm_{network}"
 
 
 def _share_done(training: TrainingConfig, progress: Progress) -> float:
@@ -230,42 +197,32 @@ def _is_due(every: int | None, step: int) -> bool:
 
 
 @contextlib.contextmanager
-def _dropout_stream(seed: int, step: int, device: torch.device):  # type: ignore[no-untyped-def]
-    """Random numbers inside depend on seed and step only, so that a resumed run drops the same units."""
+def _random_stream(seed: int, step: int, device: torch.device):  # type: ignore[no-untyped-def]
+    """Dropout inside depends on seed and step only, so that a resumed run drops the same units."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed(seed, "dropout", step))
         yield
 
 
-def _averaged(run: Run, ema: ExponentialMovingAverage | None) -> System:
-    """The system with its averaged weights, if there are any."""
-    model = run.system.model if ema is None else ema.model
-    model.eval()
-    return replace(run.system, model=model)  # type: ignore[arg-type]
+def _averaged(run: Run, ema: ExponentialMovingAverage | None) -> nn.Module:
+    """The model with its averaged weights, if there are any."""
+    return (run.learner.networks["model"] if ema is None else ema.model).eval()
 
 
 def _measure(
     run: Run, ema: ExponentialMovingAverage | None, progress: Progress, log: MetricsLog, say: Callable[[str], None]
 ) -> None:
-    limit = run.training.eval_images
-    bits = held_out_bits_per_dim(_averaged(run, ema), run.held_out, limit)
-    count = len(run.held_out) if limit is None else min(limit, len(run.held_out))
-    log.write(
-        step=progress.step, seconds=round(progress.seconds, 3), held_out_bits_per_dim=round(bits, 5), images=count
-    )
-    say(f"step {progress.step}, {duration(progress.seconds)}: {bits:.4f} bits/dim on {count} held-out images")
+    limit, there = run.training.eval_images, len(run.learner.held_out)
+    count = there if limit is None else min(limit, there)
+    figures = run.learner.measure(_averaged(run, ema), limit)
+    rounded = {name: round(value, 5) for name, value in figures.items()}
+    log.write(step=progress.step, seconds=round(progress.seconds, 3), **rounded, images=count)
+    said = ", ".join(f"{value:.4f} {in_words(name)}" for name, value in figures.items())
+    say(f"step {progress.step}, {duration(progress.seconds)}: {said} on {count} held-out images")
 
 
 def _draw_samples(run: Run, ema: ExponentialMovingAverage | None, step: int) -> None:
-    system, seed = _averaged(run, ema), run.training.seed
-    if run.system.recipe.task is None:
-        sheet = image_grid(system.sample(16, seed=seed, as_tensor=True), scale=3)
-    else:
-        batch = run.held_out.batch(
-            torch.arange(min(8, len(run.held_out))), use_labels=run.system.recipe.data.use_labels
-        )
-        batch = system.with_source(batch, first=0, purpose="held-out source", seed=0)
-        samples = system.draw_from(batch.cond, n=3, seed=seed)
-        sheet = source_sheet(batch, samples, scale=3)
-    metadata = {"recipe": recipe_hash(run.system.recipe), "step": step, "seed": seed, "kind": "samples"}
+    sheet = run.learner.sheet(_averaged(run, ema))
+    recipe = run.learner.recipe
+    metadata = {"recipe": recipe_hash(recipe), "step": step, "seed": recipe.training.seed, "kind": "samples"}
     write_png(run.folder / "samples" / f"step-{step:07d}.png", sheet, metadata=metadata)

@@ -9,16 +9,21 @@ from typing import Literal
 
 import torch
 
+from rasterformer import registry
+from rasterformer.checkpoint import read_model
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
-from rasterformer.loading import load
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
-from rasterformer.tasks import Colourise, Denoise, Inpaint, SuperResolution, task_name
+from rasterformer.tokenizer import Tokenizer
+from rasterformer.training.codes import CodesLearner
+from rasterformer.training.learner import Learner
+from rasterformer.training.likelihood import LikelihoodLearner
 from rasterformer.training.log import duration, read_metrics
-from rasterformer.training.loop import Run, train
+from rasterformer.training.loop import Run, in_words, train
+from rasterformer.training.tokenizer import TokenizerLearner
 
 # What may change between a run and its resumption: how long and how often, not what is computed.
 FREE_TO_CHANGE = {
@@ -64,30 +69,55 @@ def train_recipe(
         _check_same(recipe, recipe_file)
     elif recipe_file.exists():
         raise ConfigError(f"{folder} already holds a run. Go on with it by --resume, or give another --out.")
-    train_set, held_out = _open(recipe, "train", say), _open(recipe, "test", say)
-    class_names: tuple[str, ...] = ()
-    if recipe.data.use_labels:
-        train_set.require_labels()
-        class_names = train_set.class_names
-    system = System.create(recipe, class_names=class_names)
+    learner = make_learner(recipe, folder, say)
     if init is not None:
-        _take_over(system, init, say)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    system.model.to(device)
-    weights = sum(p.numel() for p in system.model.parameters())
-    say(f"{recipe.system}, {weights:,} parameters, recipe {recipe_hash(recipe)}, on {device}")
+        _take_over(learner, init, say)
+    networks = ", ".join(
+        f"{sum(p.numel() for p in network.parameters()):,} parameters{'' if name == 'model' else f' of the {name}'}"
+        for name, network in learner.networks.items()
+    )
+    say(f"{recipe.system}, {networks}, recipe {recipe_hash(recipe)}, on {learner.device}")
     if dry_run:
         say(f"dry run: {folder} was not made")
         return True
     folder.mkdir(parents=True, exist_ok=True)
     recipe_file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-    run = Run(system, train_set, held_out, folder)
+    run = Run(learner, folder)
     ended = train(run, resume=resume, say=say)
     if ended:
         _report(run)
         say(f"\nmodel: {folder / 'model'}   report: {folder / 'report.md'}   samples: {folder / 'samples'}")
-        say(f"draw more:  {draw_more(recipe, folder)}")
+        say(f"now:  {learner.next_command(folder)}")
     return ended
+
+
+def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Learner:
+    """Opens the images of a recipe and builds what is trained on them, on a CUDA device where there is one.
+
+    Args:
+        recipe: with data.path set.
+        folder: of the run, where a model over codes keeps the codes of its images.
+        say: where sentences for people go.
+
+    Raises:
+        ConfigError, DataError: no images, or they cannot be used.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train_set, held_out = _open(recipe, "train", say), _open(recipe, "test", say)
+    if recipe.system in registry.TOKENIZERS:
+        learner = TokenizerLearner(Tokenizer.create(recipe), train_set, held_out).to(device)
+        perceptual = learner.loss.perceptual
+        say(f"perceptual distance in the loss: {'none' if perceptual is None else perceptual.name}")
+        return learner
+    class_names: tuple[str, ...] = ()
+    if recipe.data.use_labels:
+        train_set.require_labels()
+        class_names = train_set.class_names
+    system = System.create(recipe, class_names=class_names)
+    system.to(device)
+    if system.tokenizer is not None:
+        return CodesLearner(system, train_set, held_out, cache=folder / "codes.safetensors", say=say)
+    return LikelihoodLearner(system, train_set, held_out)
 
 
 def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], None]) -> ImageSet:
@@ -119,16 +149,16 @@ def _check_same(recipe: Recipe, recipe_file: Path) -> None:
         )
 
 
-def _take_over(system: System, init: Path, say: Callable[[str], None]) -> None:
+def _take_over(learner: Learner, init: Path, say: Callable[[str], None]) -> None:
     """Copies every weight of a trained model that has the same name and shape, and says which were left."""
-    source = load(init).model.state_dict()
-    own = system.model.state_dict()
+    source, model = read_model(init).tensors["model"], learner.networks["model"]
+    own = model.state_dict()
     fitting = {name: weight for name, weight in source.items() if name in own and own[name].shape == weight.shape}
     if not fitting:
         raise ConfigError(
             f"--init {init}: no weight of it has the name and shape of one in this recipe. Use its own recipe."
         )
-    system.model.load_state_dict({**own, **fitting})
+    model.load_state_dict({**own, **fitting})
     fresh, left = [n for n in own if n not in fitting], [n for n in source if n not in fitting]
     say(f"--init {init}: {len(fitting)} of {len(own)} weights taken over")
     if fresh:
@@ -137,45 +167,33 @@ def _take_over(system: System, init: Path, say: Callable[[str], None]) -> None:
         say(f"  not used: {', '.join(left)}")
 
 
-def _of_what(recipe: Recipe) -> str:
-    return "" if recipe.task is None else f" of images given their sources ({task_name(recipe.task)})"
-
-
-def _dimensions(run: Run) -> str:
-    dims = f"{run.system.num_dims:,} dimensions"
-    return f"the unknown of {dims}" if isinstance(run.system.recipe.task, Inpaint) else dims
-
-
-def draw_more(recipe: Recipe, folder: Path) -> str:
-    """Returns the command that uses the run's model."""
-    if recipe.task is None:
-        return f"rasterformer sample {folder} -n 16 --seed 1"
-    command = {SuperResolution: "upscale", Inpaint: "restore", Colourise: "colourise", Denoise: "denoise"}
-    mask = " --mask MASK.png" if isinstance(recipe.task, Inpaint) else ""
-    return f"rasterformer {command.get(type(recipe.task), 'transform')} {folder} IMAGE.png{mask} -n 4"
-
-
 def _report(run: Run) -> None:
-    lines = read_metrics(run.folder / "metrics.jsonl")
-    measured = [line for line in lines if "held_out_bits_per_dim" in line]
-    recipe, last = run.system.recipe, measured[-1]
+    learner, lines = run.learner, read_metrics(run.folder / "metrics.jsonl")
+    recipe = learner.recipe
+    measured = [line for line in lines if "images" in line]
+    figures = [name for name in measured[-1] if name not in ("step", "seconds", "images")]
+    head = " | ".join(in_words(name) for name in figures)
     rows = "\n".join(
-        f"| {line['step']:,} | {duration(line['seconds'])} | {line['held_out_bits_per_dim']:.4f} |" for line in measured
+        f"| {line['step']:,} | {duration(line['seconds'])} | {' | '.join(_cell(line.get(name)) for name in figures)} |"
+        for line in measured
     )
     newest = sorted((run.folder / "samples").glob("*.png"))[-1]
     training = dataclasses.asdict(recipe.training)
     settings = ", ".join(
         f"{name} {training[name]}" for name in ("optimizer", "learning_rate", "batch_size", "ema_decay")
     )
+    last = measured[-1]
+    more = "".join(f"\n{markdown}\n" for markdown in learner.write_pictures(run.folder))
     (run.folder / "report.md").write_text(
         f"# {recipe.system}, recipe {recipe_hash(recipe)}\n\n"
-        f"Exact likelihood{_of_what(recipe)}: **{last['held_out_bits_per_dim']:.4f} bits/dim** over "
-        f"{_dimensions(run)}, on the "
-        f"first {last['images']:,} of {len(run.held_out):,} held-out images ({run.held_out.split_origin}; "
-        f"{run.held_out.preprocessing}). `rasterformer evaluate {run.folder} --data {recipe.data.path}` measures all of them.\n\n"
-        f"Trained on {len(run.train_set):,} images of {run.train_set.name}: {last['step']:,} steps, "
+        f"{learner.headline(last).replace('RUN', str(run.folder))}\n\n"
+        f"Trained on {len(learner.train_set):,} images of {learner.train_set.name}: {last['step']:,} steps, "
         f"{duration(last['seconds'])}; {settings}; torch {torch.__version__}, {torch.get_num_threads()} threads.\n\n"
-        f"| step | training time | held-out bits/dim |\n|---|---|---|\n{rows}\n\n"
-        f"![samples](samples/{newest.name})\n",
+        f"| step | training time | {head} |\n|---|---|{'---|' * len(figures)}\n{rows}\n\n"
+        f"![samples](samples/{newest.name})\n{more}",
         encoding="utf-8",
     )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rasterformer.checkpoint import (
+    check_weights,
     flatten_optimizer,
     latest_checkpoint,
     load_checkpoint,
@@ -16,11 +17,9 @@ from rasterformer.checkpoint import (
     save_checkpoint,
     unflatten_optimizer,
 )
-from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError
-from rasterformer.loading import check_weights
-from rasterformer.system import System
 from rasterformer.training.averages import ExponentialMovingAverage, mean_of_weights
+from rasterformer.training.learner import Learner
 
 
 @dataclass
@@ -31,41 +30,33 @@ class Progress:
     seconds: float = 0.0
 
 
+Optimizers = dict[str, list[torch.optim.Optimizer]]  # by network
+
+
 def save(
-    folder: Path,
-    system: System,
-    optimizers: list[torch.optim.Optimizer],
-    ema: ExponentialMovingAverage | None,
-    train_set: ImageSet,
-    progress: Progress,
+    folder: Path, learner: Learner, optimizers: Optimizers, ema: ExponentialMovingAverage | None, progress: Progress
 ) -> None:
     """Writes `checkpoints/step-N` and removes the oldest beyond `keep_checkpoints`."""
-    tensors = {"model": dict(system.model.state_dict())}
+    tensors = {name: dict(network.state_dict()) for name, network in learner.networks.items()}
+    tensors |= learner.frozen_tensors()
     if ema is not None:
         tensors["ema"] = dict(ema.model.state_dict())
     layouts = []
-    for number, optimizer in enumerate(optimizers):
+    for number, optimizer in enumerate(_all(optimizers)):
         tensors[f"optimizer-{number}"], layout = flatten_optimizer(optimizer.state_dict())
         layouts.append(layout)
     state = {
         "step": progress.step,
         "seconds": progress.seconds,
-        "data_fingerprint": train_set.fingerprint,
+        "data_fingerprint": learner.data_fingerprint,
         "optimizers": layouts,
     }
-    system.steps = progress.step
-    checkpoints = folder / "checkpoints"
-    save_checkpoint(checkpoints / f"step-{progress.step}", config=system.config(), tensors=tensors, state=state)
-    prune_checkpoints(checkpoints, system.recipe.training.keep_checkpoints)
+    checkpoints, config = folder / "checkpoints", learner.config(progress.step)
+    save_checkpoint(checkpoints / f"step-{progress.step}", config=config, tensors=tensors, state=state)
+    prune_checkpoints(checkpoints, learner.recipe.training.keep_checkpoints)
 
 
-def restore(
-    folder: Path,
-    system: System,
-    optimizers: list[torch.optim.Optimizer],
-    ema: ExponentialMovingAverage | None,
-    train_set: ImageSet,
-) -> Progress:
+def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: ExponentialMovingAverage | None) -> Progress:
     """Loads the newest checkpoint that verifies into the given parts; a run without one starts at step 0.
 
     Raises:
@@ -76,29 +67,35 @@ def restore(
         return Progress()
     checkpoint = load_checkpoint(newest)
     state = checkpoint.state
-    if state["data_fingerprint"] != train_set.fingerprint:
+    if state["data_fingerprint"] != learner.data_fingerprint:
         raise CheckpointError(
-            f"{newest}: was trained on other images than {train_set.name!r} holds now (names, sizes or pixels differ). "
-            f"Bring the old images back, or start a new run from these weights: --init {folder}."
+            f"{newest}: was trained on other images than {learner.train_set.name!r} holds now (names, sizes or pixels differ"
+            f"{', or the tokenizer does' if learner.frozen_tensors() else ''}). Bring the old ones back, or start a new run from "
+            f"these weights: --init {folder}."
         )
-    check_weights(system.model, checkpoint.tensors["model"], str(newest))
-    system.model.load_state_dict(checkpoint.tensors["model"])
+    for name, network in learner.networks.items():
+        check_weights(network, checkpoint.tensors.get(name, {}), f"{newest}/{name}")
+        network.load_state_dict(checkpoint.tensors[name])
     if ema is not None:
         ema.model.load_state_dict(checkpoint.tensors["ema"])
-    for number, optimizer in enumerate(optimizers):
+    for number, optimizer in enumerate(_all(optimizers)):
         optimizer.load_state_dict(
             unflatten_optimizer(checkpoint.tensors.get(f"optimizer-{number}", {}), state["optimizers"][number])
         )
     return Progress(step=state["step"], seconds=state["seconds"])
 
 
-def shipped_weights(folder: Path, system: System, ema: ExponentialMovingAverage | None) -> dict[str, Tensor]:
+def shipped_weights(folder: Path, learner: Learner, ema: ExponentialMovingAverage | None) -> dict[str, Tensor]:
     """The weights that become the run's model: moving average, mean of the last checkpoints, or the last ones."""
     if ema is not None:
         return dict(ema.model.state_dict())
-    count = system.recipe.training.average_checkpoints
+    count = learner.recipe.training.average_checkpoints
     if not count:
-        return dict(system.model.state_dict())
+        return dict(learner.networks["model"].state_dict())
     finished = [path for path in (folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
     newest = sorted(finished, key=lambda path: int(path.name.removeprefix("step-")))[-count:]
     return mean_of_weights([load_checkpoint(path).tensors["model"] for path in newest])
+
+
+def _all(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
+    return [optimizer for each in optimizers.values() for optimizer in each]

@@ -113,6 +113,16 @@ class Config:
         """Number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
+    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+        """Returns what is wrong between the network and the recipe's task, by name; None: there is no task."""
+        if self.takes_source == (task is not None):
+            return []
+        if task is not None:
+            return ["task is set, but the network reads no source. Set model.encoder_depth, to 4 for example."]
+        return [
+            "model.encoder_depth is set, but there is no task that makes sources. Set task.name, or leave the encoder out."
+        ]
+
     def problems(self) -> list[str]:
         """Returns what is wrong, one sentence each, every field named."""
         found = []

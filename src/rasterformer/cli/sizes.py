@@ -1,0 +1,19 @@
+"""Sizes of pictures as people type them."""
+
+import re
+
+from rasterformer.errors import ConfigError
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Returns (height, width), pixels, of `512x1024`, or of `512` for a square.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
+    if match is None or int(match[1]) < 1 or (match[2] is not None and int(match[2]) < 1):
+        raise ConfigError(
+            f"--size {text} is no size. Give HEIGHTxWIDTH in pixels, such as 512x1024, or one side of a square."
+        )
+    return int(match[1]), int(match[2] or match[1])

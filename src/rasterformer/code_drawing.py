@@ -1,0 +1,151 @@
+"""Pictures from a model over codes: what its task makes of sources, and the unknown part of images.
+
+`System.transform` and `System.complete` come here for models with a tokenizer; how codes are drawn is in `code_images.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rasterformer.autoregressive.noise import image_generators, stream_seed
+from rasterformer.batches import OnImages, batches_of, collected, in_parts, one_of
+from rasterformer.code_images import (
+    CodeOptions,
+    condition_codes,
+    decode,
+    draw_codes,
+    grid_nats,
+    grid_of,
+    known_codes,
+    window_of,
+)
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.sources import source_of_picture
+from rasterformer.errors import ConfigError, ShapeError
+from rasterformer.interfaces import Cond, Known, OnStep, SampleOptions
+
+if TYPE_CHECKING:
+    from rasterformer.system import Precision, System
+
+
+def transform_codes(
+    system: System,
+    sources: Sequence[Tensor],
+    n: int,
+    cond: Cond,
+    options: SampleOptions,
+    seed: int,
+    more: CodeOptions,
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    on_step: OnStep | None = None,
+    on_images: OnImages | None = None,
+) -> list[Tensor]:
+    """`transform` of a model over codes: sources uint8 [c, h, w], of any sizes -> uint8 [n, 3, H, W] for each."""
+    task, shape = system.recipe.task, system.source_shape
+    assert task is not None and shape is not None, "System.transform refuses models without a task"
+    scale = system.image_size // shape.size
+    results: list[Tensor] = []
+    for k, picture in enumerate(sources):
+        source = picture[None] if picture.shape[0] == 1 else source_of_picture(task, picture[None])
+        size = (scale * source.shape[2], scale * source.shape[3])
+        here = replace(more, size=size)
+        grid_of(system, size)  # refuses sizes before anything is tokenized
+        codes = condition_codes(system, source, size).expand(n, -1, -1)
+        model, plan = system.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=False, more=here)
+        each = cond.rows(torch.full((n,), k, device=system.device))
+        told = None if on_step is None else one_of(on_step, k, len(sources))
+        batches = system.draw_batches(
+            model,
+            plan,
+            each,
+            options,
+            stream_seed(seed, "picture", k),
+            parallel=False,
+            condition=codes,
+            more=here,
+            on_step=told,
+        )
+        results.append(collected(batches, None))
+        if on_images is not None:
+            on_images(k, results[-1])
+    return results
+
+
+def complete_codes(
+    system: System,
+    images: Tensor,
+    mask: Tensor,
+    n: int,
+    cond: Cond,
+    options: SampleOptions,
+    seed: int,
+    *,
+    candidates: int,
+    precision: Precision,
+    batch_size: int | None,
+    parallel: bool,
+    on_step: OnStep | None,
+    on_images: OnImages | None,
+) -> Tensor:
+    """`complete` of a model over codes: uint8 [B, 3, H, W] and bool [H, W] -> uint8 [B, n, 3, H, W]."""
+    assert isinstance(system.codec, CodeCodec), "only models over codes come here"
+    if mask.shape != images.shape[2:] or mask.dtype != torch.bool:
+        raise ShapeError(f"known is {mask.dtype} {list(mask.shape)}; it must be torch.bool {list(images.shape[2:])}.")
+    if candidates < 1:
+        raise ConfigError(f"candidates = {candidates} must be at least 1.")
+    if candidates > 1 and window_of(system) != system.codec.grid:
+        raise ConfigError(
+            f"candidates = {candidates} needs a model that sees the whole image at once; this one slides a window over it."
+        )
+    masks = mask.expand(len(images), -1, -1)
+    codes, where = known_codes(system, images, masks)
+    if bool(where.all()):
+        raise ConfigError("every code of the image is known: nothing is left to draw. Mark more pixels as unknown.")
+    each = n * candidates
+    x, given = system.codec.to_x(codes), system.codec.to_x(where)[..., 0]
+    x, given = x.repeat_interleave(each, 0), given.repeat_interleave(each, 0)
+    parts = cond.rows(torch.arange(len(images), device=system.device).repeat_interleave(each))
+    model, plan = system.plan_drawing(len(x), batch_size=batch_size, precision=precision, parallel=parallel)
+    drawn = []
+    for rows in batches_of(plan.num_images, plan.batch_size):
+        rng = image_generators(seed, rows.stop - rows.start, first=rows.start)
+        drawn.append(
+            draw_codes(
+                system,
+                model,
+                parts.rows(rows),
+                None,
+                system.codec.grid,
+                options=options,
+                more=CodeOptions(),
+                rng=rng,
+                known=Known(x[rows], given[rows]),
+                parallel=parallel,
+                on_step=in_parts(on_step, rows, plan.num_images, plan.positions),
+            )  # fmt: skip
+        )
+    filled = torch.cat(drawn)  # [B n candidates, h, w]
+    if candidates > 1:
+        nats = [
+            grid_nats(system, model, filled[rows], parts.rows(rows), None)
+            for rows in batches_of(len(filled), plan.batch_size)
+        ]
+        fixed = where.repeat_interleave(each, 0).to(system.device)
+        log_weight = -(torch.cat(nats) * fixed).sum((1, 2)).double().unflatten(0, (-1, candidates))
+        chosen = []
+        for k, weights in enumerate(torch.softmax(log_weight, 1).cpu()):
+            choice = torch.Generator().manual_seed(stream_seed(seed, "candidate", k))
+            chosen.append(k * candidates + int(torch.multinomial(weights, 1, generator=choice)))
+        filled = filled[torch.tensor(chosen, device=filled.device)]
+    pictures = decode(system, filled).unflatten(0, (-1, n))
+    pictures = torch.where(mask, images[:, None], pictures)  # known pixels stay as they are
+    if on_images is not None:
+        on_images(0, pictures.flatten(0, 1))
+    return pictures

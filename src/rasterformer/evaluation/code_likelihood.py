@@ -1,0 +1,199 @@
+"""The likelihood of codes: nats per code of held-out images, and what they cost in bits. Never a likelihood of pixels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from rasterformer.codecs.vq.usage import CodeUsage
+from rasterformer.data.imageset import ImageSet
+from rasterformer.errors import CheckpointError, ConfigError, DataError
+from rasterformer.evaluation.likelihood import WithSource, mean_interval
+from rasterformer.interfaces import Cond, OnStep
+from rasterformer.tokenizer import Tokenizer
+
+
+class CodeScorer(Protocol):
+    """What is measured: a `System` over codes."""
+
+    def code_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] -> nats of each code, float32 [B, h, w]."""
+
+
+@dataclass(frozen=True)
+class CodeLikelihoodReport:
+    """What a model over codes says about held-out images.
+
+    Args:
+        nats_per_code: mean over all codes, exact.
+        interval: 95 %, over images, normal approximation on the mean. None: one image only.
+        shuffled_nats_per_code: the same with the classes and sources of other images. None: there are none to exchange.
+        unigram_nats_per_code: entropy of the codes of these images, taken one by one: what a coder without a model would need.
+        uniform_nats_per_code: ln K, what knowing nothing costs.
+        codes_per_image: L.
+        bits_per_pixel: of an image's codes, as an entropy coder driven by the model would store them. The image that they decode
+            to is not the original.
+        num_images, split_images: scored, and there.
+        task: what the sources were made by. None: no sources.
+        tokenizer: its fingerprint.
+        dataset, split, split_origin, preprocessing, data_fingerprint: of the images.
+        images_per_second: tokenizing included.
+        model: its name or folder.
+    """
+
+    nats_per_code: float
+    interval: tuple[float, float] | None
+    shuffled_nats_per_code: float | None
+    unigram_nats_per_code: float
+    uniform_nats_per_code: float
+    codes_per_image: int
+    bits_per_pixel: float
+    num_images: int
+    split_images: int
+    task: str | None
+    tokenizer: str
+    dataset: str
+    split: str
+    split_origin: str
+    preprocessing: str
+    data_fingerprint: str
+    images_per_second: float
+    model: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values: the fields, and what is measured."""
+        return {**asdict(self), "likelihood_of": "codes, exact; not of pixels", "interval_level": 0.95}
+
+    def table(self) -> Table:
+        """Returns the report for a terminal."""
+        table = Table(title=f"{self.model} on {self.dataset}, {self.split}", show_header=False, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self._rows():
+            table.add_row(name, value)
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        given = "" if self.task is None else f" given the source, {self.task}"
+        yield "nats/code", f"{self.nats_per_code:.4f}  (exact likelihood of codes{given}; none of pixels)"
+        if self.interval is None:
+            yield "95 % interval", "none: one image only"
+        else:
+            low, high = self.interval
+            yield "95 % interval", f"{low:.4f} .. {high:.4f}  (over images, normal approximation on the mean)"
+        if self.shuffled_nats_per_code is not None:
+            yield (
+                "condition of another",
+                f"{self.shuffled_nats_per_code:.4f} nats/code: what the condition is worth is the difference",
+            )
+        yield (
+            "codes one by one",
+            f"{self.unigram_nats_per_code:.4f} nats/code; knowing nothing: {self.uniform_nats_per_code:.4f}",
+        )
+        bits = self.nats_per_code / math.log(2) * self.codes_per_image
+        yield "bits/image", f"{bits:,.1f} for {self.codes_per_image:,} codes"
+        yield (
+            "bits/pixel",
+            f"{self.bits_per_pixel:.4f} for the codes, from which the image returns only as its reconstruction",
+        )
+        part = "" if self.num_images == self.split_images else f", the first of {self.split_images:,}"
+        yield "images", f"{self.num_images:,}{part}"
+        yield "split", f"{self.split}: {self.split_origin}"
+        yield "preprocessing", self.preprocessing
+        yield "data", f"{self.dataset}, fingerprint {self.data_fingerprint[:12]}; tokenizer {self.tokenizer}"
+        yield "speed", f"{self.images_per_second:,.1f} images/s"
+
+
+def evaluate_codes(
+    system: CodeScorer,
+    tokenizer: Tokenizer,
+    image_set: ImageSet,
+    *,
+    model: str,
+    use_labels: bool,
+    task: str | None,
+    with_source: WithSource,
+    limit: int | None = None,
+    batch_size: int = 16,
+    on_progress: OnStep | None = None,
+) -> CodeLikelihoodReport:
+    """Scores the codes of a set batch by batch.
+
+    Args:
+        system: anything with `code_nats`.
+        tokenizer: that the system sees images through.
+        image_set: the held-out images.
+        model: name or folder of the system, for the report.
+        use_labels: condition on the classes of the images.
+        task: what the images' sources are made by. None: they have none.
+        with_source: adds the sources to a batch whose first image has this number.
+        limit: score the first so many images. None: all.
+        batch_size: images scored together.
+        on_progress: called with (images scored, images in all) after each batch.
+
+    Raises:
+        ConfigError: limit or batch_size is below 1.
+        DataError: there are no images.
+        CheckpointError: the nats of an image are not finite.
+    """
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value} must be at least 1.")
+    count = len(image_set) if limit is None else min(limit, len(image_set))
+    if count == 0:
+        raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
+    parts, shuffled, usage = [], [], CodeUsage(tokenizer.vocab_size)
+    began = time.perf_counter()
+    for index in torch.arange(count).split(batch_size):
+        batch = with_source(image_set.batch(index, use_labels=use_labels), int(index[0]))
+        nats = system.code_nats(batch.images, batch.cond)
+        parts.append(nats.double().mean((1, 2)))
+        usage.add(tokenizer.encode(batch.images))
+        other = _exchanged(batch.cond)
+        if other is not None:
+            shuffled.append(system.code_nats(batch.images, other).double().mean((1, 2)))
+        if on_progress is not None:
+            on_progress(int(index[-1]) + 1, count)
+    per_image = torch.cat(parts)
+    if not bool(torch.isfinite(per_image).all()):
+        worst = int((~torch.isfinite(per_image)).nonzero()[0])
+        raise CheckpointError(
+            f"{model} gives image {worst} of {image_set.name}, {image_set.split}, {per_image[worst].item()} nats per code. Its "
+            "training has diverged or its weights are damaged: use an earlier checkpoint."
+        )
+    mean, codes = float(per_image.mean()), (image_set.image_size // tokenizer.factor) ** 2
+    return CodeLikelihoodReport(
+        nats_per_code=mean,
+        interval=mean_interval(per_image),
+        shuffled_nats_per_code=float(torch.cat(shuffled).mean()) if shuffled else None,
+        unigram_nats_per_code=usage.entropy_bits * math.log(2),
+        uniform_nats_per_code=math.log(tokenizer.vocab_size),
+        codes_per_image=codes,
+        bits_per_pixel=mean / math.log(2) * codes / image_set.image_size**2,
+        num_images=count,
+        split_images=len(image_set),
+        task=task,
+        tokenizer=tokenizer.fingerprint,
+        dataset=image_set.name,
+        split=image_set.split,
+        split_origin=image_set.split_origin,
+        preprocessing=image_set.preprocessing,
+        data_fingerprint=image_set.fingerprint,
+        images_per_second=count / max(time.perf_counter() - began, 1e-9),
+        model=model,
+    )
+
+
+def _exchanged(cond: Cond) -> Cond | None:
+    """Each image with the condition of the next one in the batch; None where there is nothing to exchange."""
+    parts = [part for part in (cond.label, cond.source, cond.text) if part is not None]
+    if not parts or len(parts[0]) < 2:
+        return None
+    return cond.rows((torch.arange(len(parts[0])) + 1) % len(parts[0]))

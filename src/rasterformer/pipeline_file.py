@@ -1,0 +1,130 @@
+"""A pipeline as a YAML file: the recipes of all its stages, from a folder of images to pictures. No torch here.
+
+pipeline:
+  tokenizer: {recipe: vqgan, set: {training.minutes: 30}}
+  prior: {recipe: vqgan-prior}
+samples: 16
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rasterformer import registry
+from rasterformer.errors import ConfigError, did_you_mean
+from rasterformer.recipe import Recipe
+from rasterformer.recipe_file import load_recipe, read_yaml
+from rasterformer.tasks import Paired
+
+STAGES = ("tokenizer", "condition_tokenizer", "prior")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages in their order, and what to draw at the end.
+
+    Args:
+        stages: name -> recipe; `tokenizer`, `condition_tokenizer` where the prior has a task that needs one, `prior`.
+        samples: images drawn at the end, for a prior without a task.
+    """
+
+    stages: dict[str, Recipe]
+    samples: int = 16
+
+
+def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipeline | None:
+    """Returns the pipeline of a file or shipped name; None where it is a recipe.
+
+    Args:
+        source: as for `load_recipe`.
+        overrides: pairs such as `("tokenizer.training.minutes", "5")`: stage, section and field.
+
+    Raises:
+        ConfigError: as `load_recipe`; a stage is unknown or missing; or a recipe is not of the kind that its stage needs.
+    """
+    content = read_yaml(source)
+    if "pipeline" not in content:
+        return None
+    stages = content["pipeline"]
+    unknown = [key for key in content if key not in ("pipeline", "samples")]
+    if unknown or not isinstance(stages, dict):
+        raise ConfigError(
+            f"{source}: a pipeline has the sections pipeline and samples, but there is {', '.join(unknown) or stages}."
+        )
+    wrong = [name for name in stages if name not in STAGES]
+    if wrong:
+        raise ConfigError(f"{source}: pipeline.{wrong[0]} is no stage.{did_you_mean(wrong[0], STAGES)}")
+    missing = [name for name in ("tokenizer", "prior") if name not in stages]
+    if missing:
+        raise ConfigError(f"{source}: pipeline.{missing[0]} is missing.")
+    samples = content.get("samples", 16)
+    if type(samples) is not int or samples < 1:
+        raise ConfigError(f"{source}: samples = {samples!r} must be a whole number of at least 1.")
+    by_stage: dict[str, list[tuple[str, str]]] = {name: [] for name in stages}
+    for name, text in overrides:
+        stage, dot, field = name.partition(".")
+        if stage not in by_stage or not dot:
+            raise ConfigError(
+                f"override {name!r} names no stage of this pipeline.{did_you_mean(stage, by_stage)} Example: prior.model.depth."
+            )
+        by_stage[stage].append((field, text))
+    recipes = {name: _stage(str(source), name, stages[name], by_stage[name]) for name in STAGES if name in stages}
+    task = recipes["prior"].task
+    needs = task is not None and type(task).__name__ != "SuperResolution"
+    if needs != ("condition_tokenizer" in recipes):
+        raise ConfigError(
+            f"{source}: the prior's task {'needs' if needs else 'has no use for'} a stage condition_tokenizer."
+        )
+    return Pipeline(recipes, samples)
+
+
+def with_data(pipeline: Pipeline, data: str | None, folder: Path) -> Pipeline:
+    """Returns the pipeline with images and the places of its tokenizers filled in.
+
+    Args:
+        pipeline: as loaded.
+        data: images of all stages. None: those of the recipes.
+        folder: of the pipeline's runs, one folder for each stage.
+    """
+    stages = {}
+    task = pipeline.stages["prior"].task
+    for name, recipe in pipeline.stages.items():
+        path = data
+        if name == "condition_tokenizer" and isinstance(task, Paired):  # it is trained on the sources themselves
+            path = task.source_path
+            settings = dataclasses.replace(
+                recipe.data, image_size=task.source_size or recipe.data.image_size, reduction=task.source_reduction
+            )
+            recipe = dataclasses.replace(recipe, data=settings)
+        elif name == "condition_tokenizer":
+            recipe = dataclasses.replace(recipe, task=task)
+        if path is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=path))
+        if name == "prior":
+            places = {part: str(folder / part) for part in pipeline.stages if part != "prior"}
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **places))
+        stages[name] = recipe
+    return dataclasses.replace(pipeline, stages=stages)
+
+
+def _stage(source: str, name: str, content: Any, overrides: Sequence[tuple[str, str]]) -> Recipe:
+    if not isinstance(content, dict) or "recipe" not in content or set(content) - {"recipe", "set"}:
+        raise ConfigError(f"{source}: pipeline.{name} = {content!r} must have a recipe, and may have fields to set.")
+    fields = content.get("set", {})
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{source}: pipeline.{name}.set = {fields!r} must be fields, such as training.minutes: 5.")
+    own = [(str(field), json.dumps(value)) for field, value in fields.items()]
+    if name == "prior":  # both are known only when the stages before have run
+        own += [("model.tokenizer", '"(stage tokenizer)"')]
+    recipe = load_recipe(content["recipe"], [*own, *overrides])
+    kinds = registry.SYSTEMS if name == "prior" else registry.TOKENIZERS
+    if recipe.system not in kinds:
+        raise ConfigError(
+            f"{source}: pipeline.{name} has a recipe of system {recipe.system}; it needs one of {', '.join(kinds)}."
+        )
+    return recipe

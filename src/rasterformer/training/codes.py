@@ -1,0 +1,238 @@
+"""Training a model over codes: the learner of stage 2. Images are tokenized once, and the codes kept in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rasterformer import code_images
+from rasterformer.autoregressive.noise import stream_seed
+from rasterformer.code_sets import make_code_set
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.coordinates import coordinate_codes
+from rasterformer.data.codes import CodeSet, code_batches, load_codes, save_codes
+from rasterformer.data.imageset import ImageSet
+from rasterformer.data.order import sample_index
+from rasterformer.data.palette import label_colours
+from rasterformer.data.png import image_grid
+from rasterformer.errors import DataError
+from rasterformer.image_to_image import source_sheet
+from rasterformer.interfaces import Batch, Cond
+from rasterformer.system import System
+from rasterformer.tasks import Paired, task_name
+from rasterformer.training.learner import Learner
+from rasterformer.training.likelihood import draw_more
+from rasterformer.training.precision import autocast
+
+IMAGES_AT_A_TIME = 32
+
+
+class CodesLearner(Learner):
+    """A system over codes, whose negative log-likelihood of codes is minimised.
+
+    Args:
+        system: its model is trained, its tokenizers are not.
+        train_set: images to learn from.
+        held_out: images to measure on.
+        cache: file for the codes of train_set. None: they are made anew.
+        say: where sentences for people go.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        train_set: ImageSet,
+        held_out: ImageSet,
+        *,
+        cache: Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.system, self.train_set, self.held_out = system, train_set, held_out
+        self.recipe = system.recipe
+        self.networks = {"model": system.model}
+        prints = [train_set.fingerprint, *(part.fingerprint for part in system.tokenizers.values())]
+        self.data_fingerprint = hashlib.sha256(" ".join(prints).encode()).hexdigest()
+        self.cache, self.say = cache, say
+        self.measured_on: tuple[Tensor, Cond, Tensor | None] | None = None  # codes, conditions and their codes
+        assert isinstance(system.codec, CodeCodec), "a system over codes"
+        self.codec = system.codec
+
+    def batches(self, start_step: int) -> Iterator[tuple[Tensor, Cond]]:
+        """Codes with their conditions, or windows of them."""
+        training, data = self.recipe.training, self.recipe.data
+        window = code_images.window_of(self.system)
+        batches = code_batches(
+            self._code_set(),
+            batch_size=training.batch_size,
+            seed=training.seed,
+            start_step=start_step,
+            flip_prob=data.flip_prob,
+            use_labels=data.use_labels,
+            window=None if window == self.codec.grid else window,
+        )
+        for step, (codes, condition, labels, corner) in enumerate(batches, start=start_step):
+            if self.recipe.model.coordinates:
+                condition = self._places(corner, codes.shape[1:])
+            cond = Cond(label=labels, codes=None if condition is None else condition.flatten(1))
+            if self.system.takes_text:
+                first = step * training.batch_size
+                index = sample_index(first, training.batch_size, num_images=len(self.train_set), seed=training.seed)
+                cond = self.system.with_text(cond, self._captions(self.train_set, index), len(index))
+            yield codes, cond
+
+    def accumulate_gradients(self, batch: tuple[Tensor, Cond], step: int) -> dict[str, float]:
+        """Adds the gradients of a batch, part by part; returns its nats per code."""
+        training = self.recipe.training
+        codes, cond = batch
+        rng = torch.Generator().manual_seed(stream_seed(training.seed, "hidden codes", step))
+        order, model = code_images.order_of(self.system), self.system.model
+        x = codes.to(self.device).flatten(1)[:, order, None]
+        cond = cond.to(self.device)
+        size, nats = len(x) // training.accumulation_steps, 0.0
+        for first in range(0, len(x), size):
+            rows = slice(first, first + size)
+            with autocast(training, self.device):
+                loss = model.loss(x[rows], cond.rows(rows), rng=rng)
+            (loss.total * (len(x[rows]) / len(x))).backward()
+            nats += float(loss.nats.sum())
+        return {"nats_per_code": nats / x.numel()}
+
+    def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
+        """Exact nats per code of held-out images, given their conditions."""
+        count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
+        if self.measured_on is None or len(self.measured_on[0]) != count:
+            self.measured_on = self._held_out_codes(count)
+        codes, cond, condition = self.measured_on
+        system, total = self._with(model), 0.0
+        for index in torch.arange(count).split(IMAGES_AT_A_TIME):
+            part = None if condition is None else condition[index]
+            here = cond.rows(index).to(self.device)
+            if self.system.takes_text:
+                here = system.with_text(here, self._captions(self.held_out, index), len(index))
+            nats = code_images.grid_nats(system, system.model, codes[index], here, part)
+            total += float(nats.double().sum())
+        return {"held_out_nats_per_code": total / codes.numel()}
+
+    def sheet(self, model: nn.Module) -> Tensor:
+        """Sixteen samples, or samples between their conditions and the originals."""
+        system, seed = self._with(model), self.recipe.training.seed
+        if self.recipe.task is None:
+            shown = torch.arange(16) % len(self.held_out)
+            text = self._captions(self.held_out, shown) if system.takes_text else None
+            return image_grid(system.sample(16, seed=seed, text=text, as_tensor=True), scale=2)
+        index = torch.arange(min(8, len(self.held_out)))
+        batch = self._with_source(self.held_out.batch(index, use_labels=self.recipe.data.use_labels), 0)
+        samples = system.draw_from(batch.cond, n=3, seed=seed)
+        if isinstance(self.recipe.task, Paired) and self.recipe.task.source_reduction == "nearest":
+            assert batch.cond.source is not None, "a paired task has sources"
+            batch = Batch(batch.images, replace(batch.cond, source=label_colours(batch.cond.source)))
+        return source_sheet(batch, samples, scale=2)
+
+    def config(self, steps: int) -> dict[str, Any]:
+        """What config.json says of the model after so many steps."""
+        return replace(self.system, steps=steps).config()
+
+    def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The tokenizers' weights, so that a checkpoint needs nothing else."""
+        return self.system.frozen_tensors()
+
+    def headline(self, figures: Mapping[str, Any]) -> str:
+        """Exact likelihood of the codes of held-out images."""
+        task, length = self.recipe.task, math.prod(self.codec.x_shape)
+        nats = figures["held_out_nats_per_code"]
+        given = "" if task is None else f" given their conditions ({task_name(task)})"
+        side = self.system.image_size
+        tokenizer = self.system.tokenizers["tokenizer"]
+        bits = nats * length / math.log(2) / side**2
+        return (
+            f"Exact likelihood of codes{given}: **{nats:.4f} nats per code** ({tokenizer.vocab_size:,} codes; knowing nothing "
+            f"would cost {math.log(tokenizer.vocab_size):.4f}), {bits:.4f} bits per pixel for the codes of an image, on the "
+            f"first {figures['images']:,} of {len(self.held_out):,} held-out images ({self.held_out.split_origin}; "
+            f"{self.held_out.preprocessing}). It is no likelihood of pixels. `rasterformer evaluate RUN --data "
+            f"{self.recipe.data.path}` measures all of them."
+        )
+
+    def next_command(self, folder: Path) -> str:
+        """Draws images."""
+        return draw_more(self.recipe, folder)
+
+    def ship(self, folder: Path, steps: int) -> None:
+        """Writes the model folder, with the tokenizers inside."""
+        self.system.steps = steps
+        self.system.save(folder)
+
+    def _code_set(self) -> CodeSet:
+        """The codes of the training images: from the cache where it fits, else made now and kept there."""
+        fingerprint = self.system.tokenizers["tokenizer"].fingerprint
+        if self.cache is not None and self.cache.is_file():
+            try:
+                found = load_codes(self.cache, tokenizer=fingerprint)
+                if found.images == self.data_fingerprint:
+                    return found
+                self.say(f"the codes in {self.cache} are made again: they are of other images or of another condition")
+            except DataError as error:
+                self.say(f"the codes in {self.cache} are made again: {error}")
+        condition = self.system.tokenizers.get("condition_tokenizer", self.system.tokenizers["tokenizer"])
+        has_condition = self.recipe.task is not None
+        self.say(f"tokenizing {len(self.train_set):,} images once")
+        made = make_code_set(
+            self.system.tokenizers["tokenizer"],
+            self.train_set,
+            mirror=self.recipe.data.flip_prob > 0,
+            condition=self._condition if has_condition else None,
+            condition_vocab_size=condition.vocab_size if has_condition else None,
+            condition_tokenizer=condition.fingerprint if has_condition else None,
+            use_labels=self.recipe.data.use_labels,
+        )
+        made = replace(made, images=self.data_fingerprint)
+        if self.cache is not None:
+            save_codes(self.cache, made)
+        return made
+
+    def _condition(self, batch: Batch, index: Tensor, mirrored: bool) -> Tensor:
+        """The codes of the sources of some training images, which may be mirrored already."""
+        with_source = self._with_source(batch, int(index[0]) + (len(self.train_set) if mirrored else 0))
+        condition = self.system.condition_of(with_source.cond)
+        assert condition is not None, "a task has sources"
+        return condition
+
+    def _with_source(self, batch: Batch, first: int) -> Batch:
+        return self.system.with_source(batch, first=first, purpose="source of codes", seed=self.recipe.training.seed)
+
+    def _held_out_codes(self, count: int) -> tuple[Tensor, Cond, Tensor | None]:
+        codes, conditions, labels = [], [], []
+        for index in torch.arange(count).split(IMAGES_AT_A_TIME):
+            batch = self.held_out.batch(index, use_labels=self.recipe.data.use_labels)
+            batch = self.system.with_source(batch, first=int(index[0]), purpose="held-out source", seed=0)
+            codes.append(self.codec.codes(batch.images).cpu())
+            condition = self.system.condition_of(batch.cond)
+            if condition is not None:
+                conditions.append(condition)
+            if batch.cond.label is not None:
+                labels.append(batch.cond.label)
+        cond = Cond(label=torch.cat(labels) if labels else None)
+        return torch.cat(codes), cond, torch.cat(conditions) if conditions else None
+
+    def _captions(self, images: ImageSet, index: Tensor) -> list[str]:
+        if images.captions is None:
+            raise DataError(
+                f"model.text_dim is set, but {images.name!r} has no captions. Put a .txt file beside each image, or a `text` "
+                "into metadata.jsonl; or set model.text_dim to null."
+            )
+        return [images.captions[k] for k in index.tolist()]
+
+    def _places(self, corner: Tensor, size: torch.Size) -> Tensor:
+        """Coordinates of the cells of windows that begin at corners [B, 2]: int64 [B, h, w]."""
+        model = self.recipe.model
+        places = coordinate_codes(self.codec.grid, self.system.tokenizers["tokenizer"].factor, model.num_coordinates)
+        return torch.stack([places[r : r + size[0], c : c + size[1]] for r, c in corner.tolist()])
+
+    def _with(self, model: nn.Module) -> System:
+        return replace(self.system, model=model)  # type: ignore[arg-type]

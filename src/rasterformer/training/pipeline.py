@@ -1,0 +1,56 @@
+"""Running a pipeline: tokenizers first, then the prior over their codes, then pictures. Each stage is a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rasterformer.data.png import image_grid, write_png
+from rasterformer.errors import ConfigError
+from rasterformer.loading import load
+from rasterformer.pipeline_file import Pipeline
+from rasterformer.recipe_file import recipe_hash
+from rasterformer.training.run import train_recipe
+
+
+def train_pipeline(
+    pipeline: Pipeline, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print
+) -> bool:
+    """Trains every stage into a folder of its own and draws samples at the end.
+
+    Args:
+        pipeline: with images and places filled in.
+        folder: holds the stages' run folders; must be new unless `resume`.
+        resume: stages that have ended are left as they are, one that was stopped goes on.
+        say: where sentences for people go.
+
+    Returns:
+        True when all is done, False when it was stopped and can be resumed.
+
+    Raises:
+        ConfigError: the folder holds runs already, or a recipe does not fit.
+        DataError, CheckpointError: images or weights cannot be used.
+    """
+    if not resume and any((folder / stage).exists() for stage in pipeline.stages):
+        raise ConfigError(f"{folder} already holds runs. Go on with them by --resume, or give another --out.")
+    for number, (stage, recipe) in enumerate(pipeline.stages.items(), start=1):
+        place = folder / stage
+        say(f"\nstage {number} of {len(pipeline.stages)}: {stage}, in {place}")
+        if (place / "model").is_dir():
+            say("it has ended before")
+            continue
+        started = (place / "recipe.yaml").is_file()
+        if not train_recipe(recipe, place, resume=started, say=say):
+            say(f"go on with all of it: --resume --out {folder}")
+            return False
+    prior = pipeline.stages["prior"]
+    if prior.task is None:
+        images = load(folder / "prior").sample(pipeline.samples, seed=0, as_tensor=True)
+        about = {"kind": "sample", "recipe": recipe_hash(prior), "seed": 0}
+        for k, image in enumerate(images):
+            write_png(folder / "samples" / f"{k:04d}.png", image, metadata={**about, "image": k})
+        write_png(folder / "samples" / "grid.png", image_grid(images, scale=2), metadata=about)
+        say(f"\n{pipeline.samples} samples: {folder / 'samples'}")
+    else:
+        say(f"\nsource | samples | original: {max((folder / 'prior' / 'samples').glob('*.png'))}")
+    return True
