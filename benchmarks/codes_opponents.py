@@ -80,7 +80,7 @@ class PlainGPT(nn.Module):
         self.token_embedding = nn.Embedding(ours.vocabulary.shared, config.width)
         self.position_embedding = nn.Parameter(torch.empty(1, self.length, config.width))
         self.layers = nn.ModuleList(PlainLayer(config) for _ in range(config.depth))
-        self.final_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.final_norm = nn.LayerNorm(config.width, eps=1e-5)
         self.head = nn.Linear(config.width, ours.vocabulary.codes, bias=False)
         self.load_state_dict(ours.state_dict())
 
@@ -103,9 +103,9 @@ class PlainLayer(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         width = config.width
-        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
+        self.attention_norm = nn.LayerNorm(width, eps=1e-5)
         self.attention = nn.ModuleDict({"project": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)})
-        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-5)
         self.feed_forward = nn.ModuleDict(
             {"up": nn.Linear(width, config.mlp_width), "down": nn.Linear(config.mlp_width, width)}
         )
@@ -139,7 +139,7 @@ class LibraryGPT:
             n_head=config.num_heads,
             n_inner=config.mlp_width,
             activation_function="gelu",
-            layer_norm_epsilon=1e-6,
+            layer_norm_epsilon=1e-5,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=None,

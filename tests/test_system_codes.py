@@ -249,7 +249,7 @@ def test_models_of_pixels_take_no_options_of_codes(options: dict[str, Any]) -> N
     system = System.create(Recipe("image_transformer", config, DataConfig(image_size=4), TrainingConfig()))
     with pytest.raises(ConfigError, match="are for models over codes, and this one draws pixels"):
         system.sample(1, **options)
-    with pytest.raises(ConfigError, match="candidates = 2 is for models over codes"):
+    with pytest.raises(ConfigError, match="candidates and text are for models over codes"):
         system.complete(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), candidates=2)
     with pytest.raises(ConfigError, match="works on pixels and has no codes"):
         system.code_nats(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))

@@ -33,7 +33,8 @@ CONFIG_FIELDS: dict[str, type] = {
     "image_shape": list,
     "x_shape": list,
     "steps": int,
-    "tokenizers": dict,  # name of a frozen network -> its recipe, steps and fingerprint
+    "tokenizers": dict,  # name of a frozen network -> its recipe, steps and the like
+    "text_encoder": str,  # fingerprint of the frozen network that captions were read by
 }
 REQUIRED_FIELDS = ("recipe", "num_classes")
 _STEP_NAME = re.compile(r"step-(\d+)(?:\.old)?")
@@ -88,6 +89,8 @@ def read_model(path: str | Path) -> Stored:
         else:
             newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
             if newest is None:
+                if (folder / "prior").is_dir():
+                    raise CheckpointError(f"{str(path)!r} is a pipeline's folder. Its model is {folder / 'prior'}.")
                 raise CheckpointError(
                     f"{str(path)!r}: holds no model: neither config.json, nor model/, nor a finished checkpoint."
                 )

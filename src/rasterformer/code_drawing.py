@@ -27,10 +27,12 @@ from rasterformer.code_images import (
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import source_of_picture
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.interfaces import Cond, Known, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
 
 if TYPE_CHECKING:
     from rasterformer.system import Precision, System
+
+IMAGES_AT_A_TIME = 32  # that are scored together
 
 
 def transform_codes(
@@ -108,44 +110,63 @@ def complete_codes(
     codes, where = known_codes(system, images, masks)
     if bool(where.all()):
         raise ConfigError("every code of the image is known: nothing is left to draw. Mark more pixels as unknown.")
-    each = n * candidates
-    x, given = system.codec.to_x(codes), system.codec.to_x(where)[..., 0]
-    x, given = x.repeat_interleave(each, 0), given.repeat_interleave(each, 0)
-    parts = cond.rows(torch.arange(len(images), device=system.device).repeat_interleave(each))
-    model, plan = system.plan_drawing(len(x), batch_size=batch_size, precision=precision, parallel=parallel)
-    drawn = []
-    for rows in batches_of(plan.num_images, plan.batch_size):
-        rng = image_generators(seed, rows.stop - rows.start, first=rows.start)
-        drawn.append(
-            draw_codes(
-                system,
-                model,
-                parts.rows(rows),
-                None,
-                system.codec.grid,
-                options=options,
-                more=CodeOptions(),
-                rng=rng,
-                known=Known(x[rows], given[rows]),
-                parallel=parallel,
-                on_step=in_parts(on_step, rows, plan.num_images, plan.positions),
-            )  # fmt: skip
-        )
-    filled = torch.cat(drawn)  # [B n candidates, h, w]
-    if candidates > 1:
-        nats = [
-            grid_nats(system, model, filled[rows], parts.rows(rows), None)
-            for rows in batches_of(len(filled), plan.batch_size)
+    total, each = len(images) * n, n * candidates
+    image_of = torch.arange(len(images)).repeat_interleave(each)  # of every filling
+    x, given = system.codec.to_x(codes)[image_of], system.codec.to_x(where)[..., 0][image_of]
+    parts, fixed = cond.rows(image_of.to(system.device)), where[image_of]
+    model, plan = system.plan_drawing(total * candidates, batch_size=batch_size, precision=precision, parallel=parallel)
+    results: list[Tensor] = []
+    for some in batches_of(total, max(1, plan.batch_size // candidates)):  # of results, each with its candidates
+        filled = []
+        for piece in batches_of((some.stop - some.start) * candidates, plan.batch_size):
+            rows = slice(some.start * candidates + piece.start, some.start * candidates + piece.stop)
+            filled.append(
+                draw_codes(
+                    system,
+                    model,
+                    parts.rows(rows),
+                    None,
+                    system.codec.grid,
+                    options=options,
+                    more=CodeOptions(),
+                    rng=image_generators(seed, rows.stop - rows.start, first=rows.start),
+                    known=Known(x[rows], given[rows]),
+                    parallel=parallel,
+                    on_step=in_parts(on_step, rows, plan.num_images, plan.positions),
+                )
+            )
+        of_results = torch.cat(filled)
+        if candidates > 1:
+            rows = slice(some.start * candidates, some.stop * candidates)
+            of_results = _chosen(system, model, of_results, parts.rows(rows), fixed[rows], candidates, seed, some.start)
+        pictures = decode(system, of_results)
+        originals = images[torch.arange(some.start, some.stop) // n]
+        results.append(torch.where(mask, originals, pictures))  # known pixels stay as they are
+        if on_images is not None:
+            on_images(some.start, results[-1])
+    return torch.cat(results).unflatten(0, (len(images), n))
+
+
+def _chosen(
+    system: System,
+    model: Autoregressive,
+    filled: Tensor,
+    cond: Cond,
+    fixed: Tensor,
+    candidates: int,
+    seed: int,
+    first: int,
+) -> Tensor:
+    """One of every `candidates` fillings int64 [R c, h, w], with the probability that it gives to the fixed codes: [R, h, w]."""
+    nats = torch.cat(
+        [
+            grid_nats(system, model, filled[rows], cond.rows(rows), None)
+            for rows in batches_of(len(filled), IMAGES_AT_A_TIME)
         ]
-        fixed = where.repeat_interleave(each, 0).to(system.device)
-        log_weight = -(torch.cat(nats) * fixed).sum((1, 2)).double().unflatten(0, (-1, candidates))
-        chosen = []
-        for k, weights in enumerate(torch.softmax(log_weight, 1).cpu()):
-            choice = torch.Generator().manual_seed(stream_seed(seed, "candidate", k))
-            chosen.append(k * candidates + int(torch.multinomial(weights, 1, generator=choice)))
-        filled = filled[torch.tensor(chosen, device=filled.device)]
-    pictures = decode(system, filled).unflatten(0, (-1, n))
-    pictures = torch.where(mask, images[:, None], pictures)  # known pixels stay as they are
-    if on_images is not None:
-        on_images(0, pictures.flatten(0, 1))
-    return pictures
+    )
+    log_weight = -(nats * fixed.to(nats.device)).sum((1, 2)).double().unflatten(0, (-1, candidates))
+    chosen = []
+    for k, weights in enumerate(torch.softmax(log_weight, 1).cpu()):
+        choice = torch.Generator().manual_seed(stream_seed(seed, "candidate", first + k))
+        chosen.append(k * candidates + int(torch.multinomial(weights, 1, generator=choice)))
+    return filled[torch.tensor(chosen, device=filled.device)]

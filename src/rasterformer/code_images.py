@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -72,6 +73,17 @@ def grid_of(system: System, size: tuple[int, int] | None) -> tuple[int, int]:
             f"model.order = {system.recipe.model.order!r}."
         )
     return grid
+
+
+def source_multiple(system: System) -> int:
+    """Sides of source pictures must be multiples of so many pixels, for whole codes of image and condition."""
+    _, tokenizer = _parts(system)
+    shape = system.source_shape
+    assert shape is not None, "a model with a task"
+    scale = system.image_size // shape.size
+    of_image = tokenizer.factor // math.gcd(tokenizer.factor, scale)
+    condition = system.tokenizers.get("condition_tokenizer")
+    return of_image if condition is None else math.lcm(of_image, condition.factor)
 
 
 def window_of(system: System) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rasterformer import registry
-from rasterformer.checkpoint import check_weights, read_model
+from rasterformer.checkpoint import Stored, check_weights, read_model
 from rasterformer.errors import ConfigError
 from rasterformer.recipe_file import recipe_from_dict
 from rasterformer.system import System
@@ -36,19 +36,36 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Syste
             "load_tokenizer, or train a prior on it: rasterformer train vqgan-prior --model.tokenizer ..."
         )
     recipe = recipe_from_dict(config["recipe"], where=where)
-    tokenizers = {
-        name: Tokenizer.from_parts(part, stored.tensors.get(name, {}), where=f"{where}, {name}")
-        for name, part in config.get("tokenizers", {}).items()
-    }
+    tokenizers = _tokenizers(stored)
     system = System.create(
         recipe,
         class_names=config.get("class_names", ()),
         num_classes=config["num_classes"],
         tokenizers=tokenizers,
     )
+    system.trained_on_text = config.get("text_encoder")
     check_weights(system.model, stored.tensors["model"], str(stored.folder))
     system.model.load_state_dict(stored.tensors["model"])
     system.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     system.model.eval()
     system.steps, system.origin = config.get("steps", 0), str(path)
     return system
+
+
+def stored_tokenizers(folder: Path) -> dict[str, Tokenizer]:
+    """The tokenizers inside a run's newest checkpoint, or inside a model; {} where there is neither.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    if not any((folder / name).exists() for name in ("checkpoints", "model", "config.json")):
+        return {}
+    return _tokenizers(read_model(folder))
+
+
+def _tokenizers(stored: Stored) -> dict[str, Tokenizer]:
+    where = f"{stored.folder}/config.json"
+    return {
+        name: Tokenizer.from_parts(part, stored.tensors.get(name, {}), where=f"{where}, {name}")
+        for name, part in stored.config.get("tokenizers", {}).items()
+    }

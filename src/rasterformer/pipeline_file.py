@@ -18,8 +18,8 @@ from typing import Any
 from rasterformer import registry
 from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.recipe import Recipe
-from rasterformer.recipe_file import load_recipe, read_yaml
-from rasterformer.tasks import Paired
+from rasterformer.recipe_file import load_recipe, read_yaml, recipe_from_dict, recipe_to_dict
+from rasterformer.tasks import Paired, SuperResolution, source_shape
 
 STAGES = ("tokenizer", "condition_tokenizer", "prior")
 
@@ -75,7 +75,7 @@ def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ())
         by_stage[stage].append((field, text))
     recipes = {name: _stage(str(source), name, stages[name], by_stage[name]) for name in STAGES if name in stages}
     task = recipes["prior"].task
-    needs = task is not None and type(task).__name__ != "SuperResolution"
+    needs = task is not None and not isinstance(task, SuperResolution)
     if needs != ("condition_tokenizer" in recipes):
         raise ConfigError(
             f"{source}: the prior's task {'needs' if needs else 'has no use for'} a stage condition_tokenizer."
@@ -90,25 +90,31 @@ def with_data(pipeline: Pipeline, data: str | None, folder: Path) -> Pipeline:
         pipeline: as loaded.
         data: images of all stages. None: those of the recipes.
         folder: of the pipeline's runs, one folder for each stage.
+
+    Raises:
+        ConfigError: a stage does not fit the others.
     """
     stages = {}
     task = pipeline.stages["prior"].task
     for name, recipe in pipeline.stages.items():
-        path = data
-        if name == "condition_tokenizer" and isinstance(task, Paired):  # it is trained on the sources themselves
-            path = task.source_path
-            settings = dataclasses.replace(
-                recipe.data, image_size=task.source_size or recipe.data.image_size, reduction=task.source_reduction
-            )
-            recipe = dataclasses.replace(recipe, data=settings)
-        elif name == "condition_tokenizer":
-            recipe = dataclasses.replace(recipe, task=task)
+        path, prior = data, pipeline.stages["prior"].data
+        if name == "condition_tokenizer" and task is not None:
+            if recipe.task is not None:
+                raise ConfigError("condition_tokenizer.task is that of the prior: leave it out there.")
+            size = source_shape(task, prior.image_size).size
+            settings = dataclasses.replace(recipe.data, image_size=size, fit=prior.fit, trim=prior.trim)
+            if isinstance(task, Paired):  # it is trained on the sources themselves
+                path = task.source_path
+                settings = dataclasses.replace(settings, reduction=task.source_reduction)
+            recipe = dataclasses.replace(recipe, data=settings, task=None if isinstance(task, Paired) else task)
         if path is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=path))
         if name == "prior":
             places = {part: str(folder / part) for part in pipeline.stages if part != "prior"}
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **places))
-        stages[name] = recipe
+        stages[name] = recipe_from_dict(
+            recipe_to_dict(recipe), where=f"stage {name}"
+        )  # what was filled in must fit, too
     return dataclasses.replace(pipeline, stages=stages)
 
 
@@ -119,12 +125,11 @@ def _stage(source: str, name: str, content: Any, overrides: Sequence[tuple[str, 
     if not isinstance(fields, dict):
         raise ConfigError(f"{source}: pipeline.{name}.set = {fields!r} must be fields, such as training.minutes: 5.")
     own = [(str(field), json.dumps(value)) for field, value in fields.items()]
-    if name == "prior":  # both are known only when the stages before have run
-        own += [("model.tokenizer", '"(stage tokenizer)"')]
     recipe = load_recipe(content["recipe"], [*own, *overrides])
-    kinds = registry.SYSTEMS if name == "prior" else registry.TOKENIZERS
-    if recipe.system not in kinds:
-        raise ConfigError(
-            f"{source}: pipeline.{name} has a recipe of system {recipe.system}; it needs one of {', '.join(kinds)}."
-        )
+    if name == "prior":
+        fits, needed = hasattr(recipe.model, "tokenizer"), "a model over codes, such as vqgan-prior"
+    else:
+        fits, needed = recipe.system in registry.TOKENIZERS, "a tokenizer, such as vqgan"
+    if not fits:
+        raise ConfigError(f"{source}: pipeline.{name} has a recipe of system {recipe.system}; it needs {needed}.")
     return recipe

@@ -25,6 +25,7 @@ from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
+from rasterformer.autoregressive.window import AT_ONCE
 from rasterformer.batches import OnImages, batches_of, collected, in_parts
 from rasterformer.checkpoint import save_model_folder
 from rasterformer.code_drawing import complete_codes, transform_codes
@@ -37,7 +38,7 @@ from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
 from rasterformer.distributions.pmf import check_options
-from rasterformer.errors import ConfigError, ShapeError, did_you_mean
+from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
 from rasterformer.image_to_image import draw_canvases, plan_canvas, to_pictures
 from rasterformer.interfaces import Autoregressive, Batch, Cond, Known, OnStep, SampleOptions
@@ -77,6 +78,7 @@ class System:
         origin: where it was loaded from, for people.
         tokenizers: of a model over codes: `tokenizer`, and `condition_tokenizer` where its task's sources have one.
         text_encoder: of a model with captions; loaded when it is first needed.
+        trained_on_text: fingerprint of the text encoder that it was trained with. None: not trained yet, or no captions.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class System:
     origin: str = "new"
     tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
     text_encoder: TextEncoder | None = None
+    trained_on_text: str | None = None
 
     @classmethod
     def create(
@@ -219,13 +222,14 @@ class System:
         precision: Precision = "float32",
         parallel: bool = False,
         size: tuple[int, int] | None = None,
+        guidance_scale: float = 1.0,
     ) -> DrawingPlan:
         """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
 
         Raises:
             ConfigError: a batch does not fit into memory.
         """
-        more = CodeOptions(size)
+        more = CodeOptions(size, guidance_scale)
         return self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
 
     def complete(
@@ -243,6 +247,7 @@ class System:
         precision: Precision = "float32",
         parallel: bool = False,
         candidates: int = 1,
+        text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -259,6 +264,7 @@ class System:
             candidates: of a model over codes and a mask with known codes after unknown ones: so many fillings are drawn for each
                 result, and one of them is chosen with the probability that it gives to the known codes after it (sampling,
                 importance resampling; exact in the limit). 1: what comes after is not looked at.
+            text: as in `sample`, for all or one for each of the B images.
             on_images: as in `sample`; the images are those of the first image, then those of the second, and so on.
 
         Returns:
@@ -276,17 +282,27 @@ class System:
         _, height, width = self.codec.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else known
         if isinstance(self.codec, CodeCodec):
-            cond = self._cond(
-                label if label is None or isinstance(label, str | int) else list(label), len(pixels), seed
-            )
+            cond = self._cond(label, len(pixels), seed, text=text)
             result = complete_codes(
                 self,
-                pixels, mask, n, cond, SampleOptions(temperature, top_k, top_p), seed, candidates=candidates,
-                precision=precision, batch_size=batch_size, parallel=parallel, on_step=on_step, on_images=on_images
-            )  # fmt: skip
+                pixels,
+                mask,
+                n,
+                cond,
+                SampleOptions(temperature, top_k, top_p),
+                seed,
+                candidates=candidates,
+                precision=precision,
+                batch_size=batch_size,
+                parallel=parallel,
+                on_step=on_step,
+                on_images=on_images,
+            )
             return result if as_tensor else [to_pil(row) for row in result]
-        if candidates != 1:
-            raise ConfigError(f"candidates = {candidates} is for models over codes. Leave it out.")
+        if candidates != 1 or text is not None:
+            raise ConfigError(
+                "candidates and text are for models over codes, and this one draws pixels. Leave them out."
+            )
         known_prefix(self.codec, mask)
         x = self.codec.encode(pixels).repeat_interleave(n, 0)
         total = len(x)
@@ -317,6 +333,7 @@ class System:
         precision: Precision = "float32",
         guidance_scale: float = 1.0,
         window_stride: int = 1,
+        text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -335,6 +352,7 @@ class System:
             overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
             guidance_scale, window_stride: as in `sample`; a model over codes draws larger sources by a sliding window, not in
                 tiles.
+            text: as in `sample`, for all or one for each of the B images.
             as_tensor: return tensors instead of Pillow images.
             on_step: told (positions done, positions in all) of all tiles.
             on_images: given (number of the image, uint8 [n, 3, H, W]) when all of its results are there.
@@ -359,7 +377,7 @@ class System:
             )
         if known is not None and len(known) != len(pictures):
             raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
-        cond = self._cond(label, len(pictures), seed)
+        cond = self._cond(label, len(pictures), seed, text=text)
         more = CodeOptions(guidance_scale=guidance_scale, window_stride=window_stride)
         if self.tokenizer is not None:
             if overlap is not None:
@@ -511,7 +529,7 @@ class System:
         assert cond.source is not None, "there is something to draw from"
         if self.tokenizer is not None:
             options = SampleOptions(temperature)
-            plain = replace(cond, source=None, known=None)
+            plain = replace(cond, source=None, known=None).to(self.device)
             drawn = transform_codes(
                 self, list(cond.source.cpu()), n, plain, options, seed, CodeOptions(), on_step=on_step
             )
@@ -593,6 +611,7 @@ class System:
             "image_shape": list(self.codec.image_shape),
             "x_shape": list(self.codec.x_shape),
             "steps": self.steps,
+            **({} if self.trained_on_text is None else {"text_encoder": self.trained_on_text}),
             **(
                 {"tokenizers": {name: part.config() for name, part in self.tokenizers.items()}}
                 if self.tokenizers
@@ -676,7 +695,9 @@ class System:
         plan = memory.plan_drawing(guided, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
         if self.tokenizer is not None:  # a window may be smaller than the image
             rows, cols = code_images.grid_of(self, None if more is None else more.size)
-            plan = replace(plan, positions=rows * cols)
+            windows = 0 if (rows, cols) == code_images.window_of(self) else max(0, AT_ONCE - plan.batch_size)
+            more_bytes = windows * plan.bytes_per_image  # rows of a large image are drawn side by side
+            plan = replace(plan, positions=rows * cols, shared_bytes=plan.shared_bytes + more_bytes)
         return model, plan
 
     def draw_batches(
@@ -797,6 +818,7 @@ class System:
         Raises:
             ConfigError: the model was trained without captions, or another number of texts.
             MissingExtraError: the text encoder is not installed.
+            CheckpointError: another one is installed than the model was trained with.
         """
         if not self.takes_text:
             if text is not None:
@@ -807,6 +829,14 @@ class System:
             raise ConfigError(f"text has {len(texts)} entries for {count} images. Give one, or one for each.")
         if self.text_encoder is None:
             self.text_encoder = TextEncoder.load()
+        found, wanted = self.text_encoder.fingerprint, self.recipe.model.text_dim
+        if self.text_encoder.dim != wanted:
+            raise ConfigError(f"model.text_dim = {wanted}, but the text encoder's states have {self.text_encoder.dim}.")
+        if self.trained_on_text not in (None, found):
+            raise CheckpointError(
+                f"this model was trained with text encoder {self.trained_on_text}, but {found} is installed. Install the former."
+            )
+        self.trained_on_text = found
         states, known = self.text_encoder.encode(texts, length=self.recipe.model.text_length)
         return replace(cond, text=states.to(self.device), text_known=known.to(self.device))
 

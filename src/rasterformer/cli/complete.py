@@ -30,6 +30,7 @@ def complete(
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
     candidates: int = 1,
+    text: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
 ) -> int:
@@ -53,6 +54,7 @@ def complete(
         parallel: draw one completion at a time, several positions per pass; the same images.
         candidates: of a model over codes and a mask that is no prefix: so many fillings are drawn for each completion, and one is
             chosen by how well what is known after it fits.
+        text: what to draw, for models trained with captions.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
     """
@@ -74,9 +76,12 @@ def complete(
     size = system.image_size
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
     if dry_run:
-        print(system.plan_sampling(len(images) * n, batch_size=batch_size, precision=precision, parallel=parallel))
+        count = len(images) * n * candidates
+        print(system.plan_sampling(count, batch_size=batch_size, precision=precision, parallel=parallel))
         return 0
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
+    if system.tokenizer is not None:
+        options |= {"candidates": candidates}
     about = {
         "kind": "completion",
         "model": str(model),
@@ -125,6 +130,7 @@ def complete(
                 precision=precision,
                 parallel=parallel,
                 candidates=candidates,
+                text=text,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,

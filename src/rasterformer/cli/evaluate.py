@@ -98,7 +98,11 @@ def evaluate(
                 model=str(model),
                 use_labels=recipe.data.use_labels,
                 task=trained,
+                window=recipe.model.window,
                 with_source=lambda b, first: system.with_source(b, first=first, purpose="held-out source", seed=0),
+                with_text=(lambda cond, texts: system.with_text(cond, texts, len(texts)))
+                if system.takes_text
+                else None,
                 limit=limit,
                 batch_size=batch_size,
                 on_progress=on_progress,

@@ -44,6 +44,8 @@ class Drawing:
         guidance_scale: above 1 the condition counts more; for models over codes trained with model.drop_condition_prob.
         window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; 1 is the
             paper's rule, more is faster.
+        text: what to draw, for models trained with captions.
+        crop: models over codes need sides that are multiples of a few pixels: cut pictures, centred, to fit.
     """
 
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 1
@@ -62,6 +64,8 @@ class Drawing:
     scale: int = 4
     guidance_scale: float = 1.0
     window_stride: int = 1
+    text: str | None = None
+    crop: Annotated[bool, Parameter(negative="")] = False
 
 
 MakeMasks = Callable[["list[Tensor]"], "list[Tensor]"]
@@ -92,6 +96,7 @@ def draw_from_images(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
+    from rasterformer.code_images import source_multiple
     from rasterformer.conditioning.sources import masked_source, source_of_picture
     from rasterformer.data.palette import label_colours
     from rasterformer.data.png import image_grid, write_png
@@ -122,6 +127,11 @@ def draw_from_images(
         height, width = picture.shape[1:]
         if not drawing.original and min(height, width) < side:
             raise ShapeError(f"{path}: source is {width}x{height} pixels; this model needs at least {side}x{side}.")
+    if system.tokenizer is not None and not drawing.original:
+        pictures = [
+            _fitting(path, picture, source_multiple(system), crop=drawing.crop)
+            for path, picture in zip(files, pictures, strict=True)
+        ]
     originals: Tensor | None = None
     if drawing.original:
         if trained == "paired":
@@ -152,6 +162,12 @@ def draw_from_images(
         "seed": drawing.seed,
         "precision": drawing.precision,
     }
+    if system.tokenizer is not None:
+        about |= {
+            "guidance_scale": drawing.guidance_scale,
+            "window_stride": drawing.window_stride,
+            "text": drawing.text,
+        }
     places = result_places(files, command, drawing)
     done: dict[int, Tensor] = {}
 
@@ -178,6 +194,7 @@ def draw_from_images(
                 precision=drawing.precision,
                 guidance_scale=drawing.guidance_scale,
                 window_stride=drawing.window_stride,
+                text=drawing.text,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,
@@ -202,6 +219,21 @@ def draw_from_images(
             write_png(path, sheet, metadata=about)
             print(f"{path} shows source | results{'' if originals is None else ' | original'}")
     return 130 if stopped else 0
+
+
+def _fitting(path: Path, picture: Tensor, multiple: int, *, crop: bool) -> Tensor:
+    """The picture uint8 [3, h, w], whose sides must be multiples, or its centre."""
+    height, width = picture.shape[1:]
+    rows, cols = height // multiple * multiple, width // multiple * multiple
+    if (rows, cols) == (height, width):
+        return picture
+    if not crop:
+        raise ShapeError(
+            f"{path} is {width}x{height} pixels; this model takes multiples of {multiple}. With --crop it is cut to "
+            f"{cols}x{rows}."
+        )
+    top, left = (height - rows) // 2, (width - cols) // 2
+    return picture[:, top : top + rows, left : left + cols]
 
 
 def find_pictures(images: Sequence[str]) -> list[Path]:

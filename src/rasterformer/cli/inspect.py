@@ -94,8 +94,8 @@ def _print_folder(folder: Path) -> None:
     for label, value in rows.items():
         if value is not None:
             print(f"  {label:20} {value}")
-    for section in ("model", "data", "training"):
-        for field, value in recipe.get(section, {}).items():
+    for section in ("task", "model", "data", "training"):
+        for field, value in (recipe.get(section) or {}).items():
             print(f"  {section}.{field} = {json.dumps(value)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,11 +76,28 @@ def sample(
     pixels = None if size is None else parse_size(size)
     system = load(model)
     if dry_run:
-        print(system.plan_sampling(n, batch_size=batch_size, precision=precision, parallel=parallel, size=pixels))
+        print(
+            system.plan_sampling(
+                n,
+                batch_size=batch_size,
+                precision=precision,
+                parallel=parallel,
+                size=pixels,
+                guidance_scale=guidance_scale,
+            )
+        )
         return 0
+    if pixels is not None and system.tokenizer is not None and not system.recipe.model.coordinates:
+        side = system.image_size
+        if max(pixels) > side:
+            print(
+                f"note: this model has seen images of {side}x{side} pixels only and is told nothing about places. Larger ones "
+                "that know their places need a model trained with model.window and model.coordinates.",
+                file=sys.stderr,
+            )
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
     if system.tokenizer is not None:
-        options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text}
+        options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text, "size": size}
     about = {
         "kind": "sample",
         "model": str(model),

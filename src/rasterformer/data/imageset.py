@@ -113,6 +113,19 @@ class ImageSet:
                 "or add a `label` to metadata.jsonl, or set data.use_labels to false."
             )
 
+    def captions_of(self, index: Tensor) -> list[str]:
+        """Returns the captions of images int64 [n]; "" where an image has none.
+
+        Raises:
+            DataError: no image has one.
+        """
+        if self.captions is None:
+            raise DataError(
+                f"model.text_dim is set, but {self.name!r}, {self.split}, has no captions. Put a .txt file beside each image, or "
+                "a `text` into metadata.jsonl; or set model.text_dim to null."
+            )
+        return [self.captions[k] for k in index.tolist()]
+
 
 def _check_index(index: Tensor) -> None:
     if index.ndim != 1 or index.dtype != torch.int64:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +16,10 @@ from rasterformer.codecs.vq.usage import CodeUsage
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError
 from rasterformer.evaluation.likelihood import WithSource, mean_interval
-from rasterformer.interfaces import Cond, OnStep
+from rasterformer.interfaces import Batch, Cond, OnStep
 from rasterformer.tokenizer import Tokenizer
+
+WithText = Callable[[Cond, list[str]], Cond]
 
 
 class CodeScorer(Protocol):
@@ -34,7 +36,8 @@ class CodeLikelihoodReport:
     Args:
         nats_per_code: mean over all codes, exact.
         interval: 95 %, over images, normal approximation on the mean. None: one image only.
-        shuffled_nats_per_code: the same with the classes and sources of other images. None: there are none to exchange.
+        shuffled_nats_per_code: the same with the class, source and text of another image, half the set away. None: there is
+            none of them.
         unigram_nats_per_code: entropy of the codes of these images, taken one by one: what a coder without a model would need.
         uniform_nats_per_code: ln K, what knowing nothing costs.
         codes_per_image: L.
@@ -42,6 +45,8 @@ class CodeLikelihoodReport:
             to is not the original.
         num_images, split_images: scored, and there.
         task: what the sources were made by. None: no sources.
+        window: rows and columns of codes that the model sees, where that is less than the image: each window is then scored by
+            itself. None: the whole image.
         tokenizer: its fingerprint.
         dataset, split, split_origin, preprocessing, data_fingerprint: of the images.
         images_per_second: tokenizing included.
@@ -58,6 +63,7 @@ class CodeLikelihoodReport:
     num_images: int
     split_images: int
     task: str | None
+    window: tuple[int, int] | None
     tokenizer: str
     dataset: str
     split: str
@@ -97,6 +103,8 @@ class CodeLikelihoodReport:
             "codes one by one",
             f"{self.unigram_nats_per_code:.4f} nats/code; knowing nothing: {self.uniform_nats_per_code:.4f}",
         )
+        if self.window is not None:
+            yield "windows", f"images are cut into {self.window[0]}x{self.window[1]} codes, each scored by itself"
         bits = self.nats_per_code / math.log(2) * self.codes_per_image
         yield "bits/image", f"{bits:,.1f} for {self.codes_per_image:,} codes"
         yield (
@@ -119,7 +127,9 @@ def evaluate_codes(
     model: str,
     use_labels: bool,
     task: str | None,
+    window: tuple[int, int] | None = None,
     with_source: WithSource,
+    with_text: WithText | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     on_progress: OnStep | None = None,
@@ -133,14 +143,16 @@ def evaluate_codes(
         model: name or folder of the system, for the report.
         use_labels: condition on the classes of the images.
         task: what the images' sources are made by. None: they have none.
+        window: of the model, where it is smaller than the image. None: it sees the whole.
         with_source: adds the sources to a batch whose first image has this number.
+        with_text: adds captions to the condition of as many images. None: the system takes none.
         limit: score the first so many images. None: all.
         batch_size: images scored together.
         on_progress: called with (images scored, images in all) after each batch.
 
     Raises:
         ConfigError: limit or batch_size is below 1.
-        DataError: there are no images.
+        DataError: there are no images, or `with_text` is given and they have no captions.
         CheckpointError: the nats of an image are not finite.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -151,13 +163,19 @@ def evaluate_codes(
         raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
     parts, shuffled, usage = [], [], CodeUsage(tokenizer.vocab_size)
     began = time.perf_counter()
-    for index in torch.arange(count).split(batch_size):
+
+    def batch_of(index: Tensor) -> Batch:
         batch = with_source(image_set.batch(index, use_labels=use_labels), int(index[0]))
+        return batch if with_text is None else replace(batch, cond=with_text(batch.cond, image_set.captions_of(index)))
+
+    for index in torch.arange(count).split(batch_size):
+        batch = batch_of(index)
         nats = system.code_nats(batch.images, batch.cond)
         parts.append(nats.double().mean((1, 2)))
         usage.add(tokenizer.encode(batch.images))
-        other = _exchanged(batch.cond)
-        if other is not None:
+        if count > 1 and any(part is not None for part in (batch.cond.label, batch.cond.source, batch.cond.text)):
+            # half the set away: neighbours are of one class, or of one film
+            other = batch_of((index + count // 2) % count).cond
             shuffled.append(system.code_nats(batch.images, other).double().mean((1, 2)))
         if on_progress is not None:
             on_progress(int(index[-1]) + 1, count)
@@ -180,6 +198,7 @@ def evaluate_codes(
         num_images=count,
         split_images=len(image_set),
         task=task,
+        window=window,
         tokenizer=tokenizer.fingerprint,
         dataset=image_set.name,
         split=image_set.split,
@@ -189,11 +208,3 @@ def evaluate_codes(
         images_per_second=count / max(time.perf_counter() - began, 1e-9),
         model=model,
     )
-
-
-def _exchanged(cond: Cond) -> Cond | None:
-    """Each image with the condition of the next one in the batch; None where there is nothing to exchange."""
-    parts = [part for part in (cond.label, cond.source, cond.text) if part is not None]
-    if not parts or len(parts[0]) < 2:
-        return None
-    return cond.rows((torch.arange(len(parts[0])) + 1) % len(parts[0]))

@@ -17,7 +17,7 @@ from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.code_sets import make_code_set
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.coordinates import coordinate_codes
-from rasterformer.data.codes import CodeSet, code_batches, load_codes, save_codes
+from rasterformer.data.codes import CodeBatch, CodeSet, code_batches, load_codes, save_codes
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import sample_index
 from rasterformer.data.palette import label_colours
@@ -43,6 +43,10 @@ class CodesLearner(Learner):
         held_out: images to measure on.
         cache: file for the codes of train_set. None: they are made anew.
         say: where sentences for people go.
+
+    Raises:
+        DataError: the model is conditioned on captions, and there are none.
+        MissingExtraError: it is, and the text encoder is not installed.
     """
 
     def __init__(
@@ -63,9 +67,13 @@ class CodesLearner(Learner):
         self.measured_on: tuple[Tensor, Cond, Tensor | None] | None = None  # codes, conditions and their codes
         assert isinstance(system.codec, CodeCodec), "a system over codes"
         self.codec = system.codec
+        if system.takes_text:  # what is missing is to be said now, not after an hour
+            for images in (train_set, held_out):
+                images.captions_of(torch.arange(0))
+            system.with_text(Cond(), "", 1)
 
     def batches(self, start_step: int) -> Iterator[tuple[Tensor, Cond]]:
-        """Codes with their conditions, or windows of them."""
+        """Codes with their conditions, or windows of them; the images are tokenized here, before the first step."""
         training, data = self.recipe.training, self.recipe.data
         window = code_images.window_of(self.system)
         batches = code_batches(
@@ -77,15 +85,7 @@ class CodesLearner(Learner):
             use_labels=data.use_labels,
             window=None if window == self.codec.grid else window,
         )
-        for step, (codes, condition, labels, corner) in enumerate(batches, start=start_step):
-            if self.recipe.model.coordinates:
-                condition = self._places(corner, codes.shape[1:])
-            cond = Cond(label=labels, codes=None if condition is None else condition.flatten(1))
-            if self.system.takes_text:
-                first = step * training.batch_size
-                index = sample_index(first, training.batch_size, num_images=len(self.train_set), seed=training.seed)
-                cond = self.system.with_text(cond, self._captions(self.train_set, index), len(index))
-            yield codes, cond
+        return (self._with_cond(batch, step) for step, batch in enumerate(batches, start=start_step))
 
     def accumulate_gradients(self, batch: tuple[Tensor, Cond], step: int) -> dict[str, float]:
         """Adds the gradients of a batch, part by part; returns its nats per code."""
@@ -115,7 +115,7 @@ class CodesLearner(Learner):
             part = None if condition is None else condition[index]
             here = cond.rows(index).to(self.device)
             if self.system.takes_text:
-                here = system.with_text(here, self._captions(self.held_out, index), len(index))
+                here = system.with_text(here, self.held_out.captions_of(index), len(index))
             nats = code_images.grid_nats(system, system.model, codes[index], here, part)
             total += float(nats.double().sum())
         return {"held_out_nats_per_code": total / codes.numel()}
@@ -125,11 +125,12 @@ class CodesLearner(Learner):
         system, seed = self._with(model), self.recipe.training.seed
         if self.recipe.task is None:
             shown = torch.arange(16) % len(self.held_out)
-            text = self._captions(self.held_out, shown) if system.takes_text else None
+            text = self.held_out.captions_of(shown) if system.takes_text else None
             return image_grid(system.sample(16, seed=seed, text=text, as_tensor=True), scale=2)
         index = torch.arange(min(8, len(self.held_out)))
         batch = self._with_source(self.held_out.batch(index, use_labels=self.recipe.data.use_labels), 0)
-        samples = system.draw_from(batch.cond, n=3, seed=seed)
+        text = self.held_out.captions_of(index) if system.takes_text else None
+        samples = system.draw_from(system.with_text(batch.cond, text, len(index)), n=3, seed=seed)
         if isinstance(self.recipe.task, Paired) and self.recipe.task.source_reduction == "nearest":
             assert batch.cond.source is not None, "a paired task has sources"
             batch = Batch(batch.images, replace(batch.cond, source=label_colours(batch.cond.source)))
@@ -220,13 +221,18 @@ class CodesLearner(Learner):
         cond = Cond(label=torch.cat(labels) if labels else None)
         return torch.cat(codes), cond, torch.cat(conditions) if conditions else None
 
-    def _captions(self, images: ImageSet, index: Tensor) -> list[str]:
-        if images.captions is None:
-            raise DataError(
-                f"model.text_dim is set, but {images.name!r} has no captions. Put a .txt file beside each image, or a `text` "
-                "into metadata.jsonl; or set model.text_dim to null."
-            )
-        return [images.captions[k] for k in index.tolist()]
+    def _with_cond(self, batch: CodeBatch, step: int) -> tuple[Tensor, Cond]:
+        """A batch of codes with its condition, as the model takes them."""
+        codes, condition, labels, corner = batch
+        training = self.recipe.training
+        if self.recipe.model.coordinates:
+            condition = self._places(corner, codes.shape[1:])
+        cond = Cond(label=labels, codes=None if condition is None else condition.flatten(1))
+        if self.system.takes_text:
+            first = step * training.batch_size
+            index = sample_index(first, training.batch_size, num_images=len(self.train_set), seed=training.seed)
+            cond = self.system.with_text(cond, self.train_set.captions_of(index), len(index))
+        return codes, cond
 
     def _places(self, corner: Tensor, size: torch.Size) -> Tensor:
         """Coordinates of the cells of windows that begin at corners [B, 2]: int64 [B, h, w]."""

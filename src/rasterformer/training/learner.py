@@ -52,7 +52,8 @@ class Learner(ABC):
     def accumulate_gradients(self, batch: Any, step: int) -> dict[str, float]:
         """Adds the gradients of a batch to the networks.
 
-        What is random in it comes from the recipe's seed and `step`. Buffers stay as they are: the step may yet be given up.
+        What is random in it comes from the recipe's seed and `step`. Weights and codebooks stay as they are: the step may yet
+        be given up. (A discriminator's running means and spectral norms do move; they are not shipped.)
 
         Returns:
             figures for the log; the first is shown as progress.
@@ -78,6 +79,13 @@ class Learner(ABC):
     @abstractmethod
     def config(self, steps: int) -> dict[str, Any]:
         """What config.json says of the model after so many steps."""
+
+    def counts(self) -> dict[str, Tensor]:
+        """What is counted while training, for checkpoints."""
+        return {}
+
+    def load_counts_(self, counts: Mapping[str, Tensor]) -> None:  # noqa: B027 (most count nothing)
+        """Goes on counting where a checkpoint was written."""
 
     def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Groups of weights that are not trained but belong to the model, for checkpoints."""

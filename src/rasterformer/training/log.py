@@ -14,6 +14,9 @@ from rasterformer.errors import DataError
 class MetricsLog:
     """Appends to `metrics.jsonl`; on resuming, lines of steps that will be done again are dropped.
 
+    Attributes:
+        measured_at: the last step before this session whose figures on held-out images are there; -1: none.
+
     Args:
         path: the file.
         after_step: keep the lines up to this step.
@@ -22,6 +25,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, after_step: int) -> None:
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= after_step] if path.exists() else []
+        self.measured_at = max((line["step"] for line in kept if "images" in line), default=-1)
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:

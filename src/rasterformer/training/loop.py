@@ -75,7 +75,7 @@ def train(run: Run, *, resume: bool, say: Callable[[str], None] = print) -> bool
     peak_rates = _peak_rates(optimizers)
     session_start, session_steps, bad_steps = time.monotonic(), 0, 0
     smooth: dict[str, float] = {}
-    measured_at = saved_at = progress.step
+    measured_at, saved_at = log.measured_at, progress.step
 
     with StopSignals() as signals:
         while (share := _share_done(training, progress)) < 1.0 and not signals.received:
@@ -217,7 +217,8 @@ def _measure(
     figures = run.learner.measure(_averaged(run, ema), limit)
     rounded = {name: round(value, 5) for name, value in figures.items()}
     log.write(step=progress.step, seconds=round(progress.seconds, 3), **rounded, images=count)
-    said = ", ".join(f"{value:.4f} {in_words(name)}" for name, value in figures.items())
+    shown = {name: value for name, value in figures.items() if name.startswith("held_out_")}
+    said = ", ".join(f"{value:.4f} {in_words(name)}" for name, value in shown.items())
     say(f"step {progress.step}, {duration(progress.seconds)}: {said} on {count} held-out images")
 
 

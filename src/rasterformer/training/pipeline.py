@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import ConfigError
 from rasterformer.loading import load
 from rasterformer.pipeline_file import Pipeline
 from rasterformer.recipe_file import recipe_hash
-from rasterformer.training.run import train_recipe
+from rasterformer.recipe_images import open_recipe_images
+from rasterformer.training.run import check_same, train_recipe
 
 
 def train_pipeline(
@@ -31,8 +34,20 @@ def train_pipeline(
         ConfigError: the folder holds runs already, or a recipe does not fit.
         DataError, CheckpointError: images or weights cannot be used.
     """
-    if not resume and any((folder / stage).exists() for stage in pipeline.stages):
+    begun = [stage for stage in pipeline.stages if (folder / stage / "recipe.yaml").is_file()]
+    if begun and not resume:
         raise ConfigError(f"{folder} already holds runs. Go on with them by --resume, or give another --out.")
+    if resume and not begun:
+        raise ConfigError(f"{folder} holds no run to resume. Start without --resume.")
+    for stage in begun:
+        check_same(pipeline.stages[stage], folder / stage / "recipe.yaml")
+    for recipe in pipeline.stages.values():  # what is missing is to be said now, not after an hour
+        for split in ("train", "test"):
+            images = open_recipe_images(recipe, split)
+            if recipe.data.use_labels:
+                images.require_labels()
+            if getattr(recipe.model, "text_dim", None) is not None:
+                images.captions_of(torch.arange(0))
     for number, (stage, recipe) in enumerate(pipeline.stages.items(), start=1):
         place = folder / stage
         say(f"\nstage {number} of {len(pipeline.stages)}: {stage}, in {place}")
@@ -41,7 +56,7 @@ def train_pipeline(
             continue
         started = (place / "recipe.yaml").is_file()
         if not train_recipe(recipe, place, resume=started, say=say):
-            say(f"go on with all of it: --resume --out {folder}")
+            say(f"go on with all of it by the same command with --resume; the stages so far are in {folder}")
             return False
     prior = pipeline.stages["prior"]
     if prior.task is None:

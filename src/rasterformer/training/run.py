@@ -13,6 +13,7 @@ from rasterformer import registry
 from rasterformer.checkpoint import read_model
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
+from rasterformer.loading import stored_tokenizers
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
@@ -66,10 +67,10 @@ def train_recipe(
     """
     recipe_file = folder / "recipe.yaml"
     if resume:
-        _check_same(recipe, recipe_file)
+        check_same(recipe, recipe_file)
     elif recipe_file.exists():
         raise ConfigError(f"{folder} already holds a run. Go on with it by --resume, or give another --out.")
-    learner = make_learner(recipe, folder, say)
+    learner = make_learner(recipe, folder, say, resume=resume)
     if init is not None:
         _take_over(learner, init, say)
     networks = ", ".join(
@@ -91,13 +92,14 @@ def train_recipe(
     return ended
 
 
-def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Learner:
+def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = print, *, resume: bool = False) -> Learner:
     """Opens the images of a recipe and builds what is trained on them, on a CUDA device where there is one.
 
     Args:
         recipe: with data.path set.
         folder: of the run, where a model over codes keeps the codes of its images.
         say: where sentences for people go.
+        resume: where the tokenizers that the recipe names are gone, take those of the run's newest checkpoint.
 
     Raises:
         ConfigError, DataError: no images, or they cannot be used.
@@ -113,11 +115,19 @@ def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = prin
     if recipe.data.use_labels:
         train_set.require_labels()
         class_names = train_set.class_names
-    system = System.create(recipe, class_names=class_names)
+    tokenizers = stored_tokenizers(folder) if resume and _tokenizer_is_gone(recipe) else None
+    if tokenizers:
+        say("the tokenizer's own folder is gone; the one in the newest checkpoint is used")
+    system = System.create(recipe, class_names=class_names, tokenizers=tokenizers)
     system.to(device)
     if system.tokenizer is not None:
         return CodesLearner(system, train_set, held_out, cache=folder / "codes.safetensors", say=say)
     return LikelihoodLearner(system, train_set, held_out)
+
+
+def _tokenizer_is_gone(recipe: Recipe) -> bool:
+    paths = [getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")]
+    return any(path is not None and not Path(path).exists() for path in paths)
 
 
 def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], None]) -> ImageSet:
@@ -132,7 +142,12 @@ def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], 
     return images
 
 
-def _check_same(recipe: Recipe, recipe_file: Path) -> None:
+def check_same(recipe: Recipe, recipe_file: Path) -> None:
+    """Refuses to resume a run with another recipe, but for how long and how often.
+
+    Raises:
+        ConfigError: there is no run, or it was started with another recipe.
+    """
     if not recipe_file.is_file():
         raise ConfigError(f"{recipe_file.parent} holds no run to resume. Start one without --resume.")
     before, now = recipe_to_dict(load_recipe(recipe_file)), recipe_to_dict(recipe)

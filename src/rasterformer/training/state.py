@@ -39,6 +39,8 @@ def save(
     """Writes `checkpoints/step-N` and removes the oldest beyond `keep_checkpoints`."""
     tensors = {name: dict(network.state_dict()) for name, network in learner.networks.items()}
     tensors |= learner.frozen_tensors()
+    if counts := learner.counts():
+        tensors["counts"] = counts
     if ema is not None:
         tensors["ema"] = dict(ema.model.state_dict())
     layouts = []
@@ -76,6 +78,8 @@ def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: Exponen
     for name, network in learner.networks.items():
         check_weights(network, checkpoint.tensors.get(name, {}), f"{newest}/{name}")
         network.load_state_dict(checkpoint.tensors[name])
+    if "counts" in checkpoint.tensors:
+        learner.load_counts_(checkpoint.tensors["counts"])
     if ema is not None:
         ema.model.load_state_dict(checkpoint.tensors["ema"])
     for number, optimizer in enumerate(_all(optimizers)):

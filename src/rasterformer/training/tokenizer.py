@@ -55,6 +55,19 @@ class TokenizerLearner(Learner):
         self.images_seen = 0
         self.learned_from: list[Any] = []  # what the codebook may learn from when the step is over
 
+    def counts(self) -> dict[str, Tensor]:
+        """How often codes were used in the epoch that is going on and in the last whole one, for checkpoints."""
+        found = {"usage": self.usage.counts, "images_seen": torch.tensor(self.images_seen)}
+        return found if self.epoch_counts is None else found | {"last_epoch": self.epoch_counts}
+
+    def load_counts_(self, counts: Mapping[str, Tensor]) -> None:
+        """Goes on counting where a checkpoint was written."""
+        self.usage.counts, self.images_seen = counts["usage"].clone(), int(counts["images_seen"])
+        if "last_epoch" in counts:
+            whole = CodeUsage(self.tokenizer.vocab_size)
+            whole.counts = counts["last_epoch"].clone()
+            self.epoch_counts, self.last_epoch = whole.counts, whole.summary()
+
     def to(self, device: torch.device) -> TokenizerLearner:
         """Moves the networks."""
         self.tokenizer.autoencoder.to(device)
@@ -164,23 +177,32 @@ class TokenizerLearner(Learner):
             quality = f"PSNR **{figures['held_out_psnr_db']:.2f} dB**"
         perceptual = "none" if self.loss.perceptual is None else self.loss.perceptual.name
         epoch = (
-            f"In the last whole epoch of training {100 * figures['epoch_share_used']:.1f} % of the "
-            f"{self.tokenizer.vocab_size:,} codes were used, perplexity {figures['epoch_perplexity']:.1f}, "
-            f"{figures['epoch_num_dead']:.0f} never."
+            f"While it was learning, {100 * figures['epoch_share_used']:.1f} % of them were used in the last whole epoch "
+            f"(restarts included), perplexity {figures['epoch_perplexity']:.1f}, {figures['epoch_num_dead']:.0f} never. "
             if "epoch_share_used" in figures
-            else "The run ended before a whole epoch: no figure of codebook usage."
+            else ""
+        )
+        used = (
+            f"On these images {100 * figures['held_out_share_used']:.1f} % of the {self.tokenizer.vocab_size:,} codes are used, "
+            f"perplexity {figures['held_out_perplexity']:.1f}. "
         )
         bits = math.log2(self.tokenizer.vocab_size)
         return (
             f"Reconstructions, each of {self._codes_per_image} codes ({self._codes_per_image * bits:.0f} bits before entropy "
             f"coding): {quality}, on the first {figures['images']:,} of {len(self.held_out):,} held-out images "
             f"({self.held_out.split_origin}; {self.held_out.preprocessing}). Perceptual distance in the loss: {perceptual}.\n\n"
-            f"{epoch} `rasterformer reconstruct RUN --data {self.recipe.data.path}` measures more."
+            f"{used}{epoch}`rasterformer reconstruct RUN --data {self.recipe.data.path}` measures more."
         )
 
     def next_command(self, folder: Path) -> str:
-        """Trains stage 2 on the codes."""
-        return f"rasterformer train vqgan-prior --model.tokenizer {folder} --data {self.recipe.data.path}"
+        """Trains stage 2 on the codes; of a tokenizer of maps, on pictures drawn from them."""
+        data, size = self.recipe.data.path, self.recipe.data.image_size
+        if self.recipe.model.pictures != "rgb" or self.recipe.task is not None:
+            return (
+                f"rasterformer train vqgan-conditional --model.tokenizer TOKENIZER --model.condition_tokenizer {folder} "
+                f"--data IMAGES --data.image_size {size}"
+            )
+        return f"rasterformer train vqgan-prior --model.tokenizer {folder} --data {data} --data.image_size {size}"
 
     def write_pictures(self, folder: Path) -> list[str]:
         """How often each code was used in the last epoch."""

@@ -174,6 +174,19 @@ class Config:
             )
         if (self.quantiser == "fsq") != (self.fsq_levels is not None):
             found.append(f"model.fsq_levels = {self.fsq_levels} goes with model.quantiser = 'fsq' and nothing else.")
+        if self.quantiser in ("fsq", "sim"):
+            unread = {
+                "normalise": False,
+                "restart_after": None,
+                "codebook_init": "uniform",
+                "estimator": "straight_through",
+            }
+            for name, default in unread.items():
+                if getattr(self, name) != default:
+                    found.append(
+                        f"model.{name} = {getattr(self, name)} is not for model.quantiser = {self.quantiser!r}: set it to "
+                        f"{'null' if default is None else default}."
+                    )
         if self.fsq_levels is not None:
             product = 1
             for level in self.fsq_levels:

@@ -39,6 +39,7 @@ class Config:
         dropout_prob: on the input and on every sublayer's output.
         keep_prob: a code is seen as it is with this probability, and else replaced by a random one (paper's code: pkeep).
         drop_condition_prob: the condition of so many images is hidden in training; guidance needs some, 0.1 for example.
+            Without a condition it does nothing.
     """
 
     tokenizer: str | None = None

@@ -105,7 +105,9 @@ class CodeTransformer(Autoregressive):
                 f"model.aligned_condition = true needs a condition of {grid[0]}x{grid[1]} codes like the image's, not "
                 f"{condition_grid}. Use a tokenizer of the same factor, or set it to false."
             )
-        self.null = nn.Parameter(torch.zeros(width)) if config.drop_condition_prob > 0 else None
+        is_conditional = config.text_dim is not None or vocabulary.classes > 0 or condition_grid is not None
+        drops = config.drop_condition_prob > 0 and is_conditional
+        self.null = nn.Parameter(torch.zeros(width)) if drops else None
 
         self.num_condition = self._count_condition()  # S
         total = self.num_condition + length - 1
