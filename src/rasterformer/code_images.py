@@ -18,7 +18,7 @@ from rasterformer.autoregressive.parallel import draw_in_parallel
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.window import draw_in_windows
 from rasterformer.codecs.vq.codec import CodeCodec
-from rasterformer.codecs.vq.tiles import decode_in_tiles
+from rasterformer.codecs.vq.tiles import decode_in_tiles, encode_in_tiles
 from rasterformer.conditioning.coordinates import coordinate_codes
 from rasterformer.conditioning.resize import enlarge
 from rasterformer.errors import ConfigError, ShapeError
@@ -116,7 +116,10 @@ def condition_codes(system: System, source: Tensor, size: tuple[int, int]) -> Te
     _, tokenizer = _parts(system)
     if isinstance(system.recipe.task, SuperResolution):
         source = enlarge(source.cpu(), size, "bicubic")
-    return system.tokenizers.get("condition_tokenizer", tokenizer).encode(source)
+    used = system.tokenizers.get("condition_tokenizer", tokenizer)
+    if size == (system.image_size, system.image_size):
+        return used.encode(source)
+    return encode_in_tiles(used.codec(), source)
 
 
 def draw_codes(

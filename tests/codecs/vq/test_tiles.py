@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rasterformer.codecs.vq.autoencoder import Decoder, Encoder, VQAutoencoder
-from rasterformer.codecs.vq.codec import to_pictures
+from rasterformer.codecs.vq.codec import CodeCodec, to_pictures
 from rasterformer.codecs.vq.quantise import VectorQuantiser
-from rasterformer.codecs.vq.tiles import decode_in_tiles
-from rasterformer.errors import ConfigError
+from rasterformer.codecs.vq.tiles import decode_in_tiles, encode_in_tiles
+from rasterformer.errors import ConfigError, ShapeError
 
 
 def autoencoder(channels: int = 3, *, norm: bool = True, kernel: int = 3) -> VQAutoencoder:
@@ -133,3 +133,46 @@ def test_labels_are_the_likeliest_of_the_mixture() -> None:
 def test_tiles_that_make_no_sense_are_refused(tile: int, overlap: int) -> None:
     with pytest.raises(ConfigError, match=f"overlap = {overlap}.*tile = {tile}"):
         decode_in_tiles(autoencoder(), random_codes(9, 9), tile=tile, overlap=overlap)
+
+
+def encoding(*, norm: bool) -> CodeCodec:
+    """Of an autoencoder whose encoder, without norms, sees 9 codes to each side at most."""
+    model = autoencoder()
+    for module in model.encoder.modules():
+        if isinstance(module, nn.GroupNorm) and not norm:
+            module.forward = lambda h: h  # type: ignore[method-assign]
+    return CodeCodec(model, 8)
+
+
+def random_images(height: int, width: int) -> Tensor:
+    rng = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=rng)
+
+
+def test_an_image_that_fits_is_encoded_as_a_whole() -> None:
+    codec, images = encoding(norm=True), random_images(16, 10)
+    assert torch.equal(encode_in_tiles(codec, images, tile=8, overlap=4), codec.codes(images))
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 84), (40, 130), (120, 48)])
+def test_tiles_give_the_codes_of_the_whole_where_the_encoder_is_local(height: int, width: int) -> None:
+    codec, images = encoding(norm=False), random_images(height, width)
+    found = encode_in_tiles(codec, images, tile=40, overlap=20)
+    assert torch.equal(found, codec.codes(images))
+    assert len(found.unique()) > 3, "the codes say something"
+
+
+def test_the_encoder_never_sees_more_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, seen = encoding(norm=True), list[torch.Size]()
+    encode = codec.autoencoder.encode
+    monkeypatch.setattr(codec.autoencoder, "encode", lambda images: seen.append(images.shape) or encode(images))
+    codes = encode_in_tiles(codec, random_images(60, 44), tile=8, overlap=4)
+    assert codes.shape == (2, 30, 22) and len(seen) > 10
+    assert max(max(shape[2:]) for shape in seen) == 16
+
+
+def test_sides_that_are_no_multiples_are_refused() -> None:
+    with pytest.raises(ShapeError, match="41"):
+        encode_in_tiles(encoding(norm=True), random_images(41, 40), tile=8, overlap=4)
+    with pytest.raises(ConfigError, match="overlap = 5"):
+        encode_in_tiles(encoding(norm=True), random_images(40, 40), tile=8, overlap=5)
