@@ -28,11 +28,10 @@ from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import source_of_picture
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
+from rasterformer.tokenizer import IMAGES_AT_A_TIME
 
 if TYPE_CHECKING:
     from rasterformer.system import Precision, System
-
-IMAGES_AT_A_TIME = 32  # that are scored together
 
 
 def transform_codes(

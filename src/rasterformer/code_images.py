@@ -153,26 +153,14 @@ def draw_codes(
     Returns:
         int64 [B, h, w].
     """
-    codec, tokenizer = _parts(system)
-    window, count = window_of(system), len(rng)
-    device = next(model.parameters()).device
-    if system.recipe.model.coordinates:
-        places = coordinate_codes(grid, tokenizer.factor, system.recipe.model.num_coordinates)
-        condition = places.expand(count, -1, -1)
+    codec, _ = _parts(system)
+    window, count, device = window_of(system), len(rng), next(model.parameters()).device
+    condition = _condition_map(system, condition, grid, count)
     if more.guidance_scale != 1.0:
         model = Guided(model, more.guidance_scale)
 
     def cond_of(corner: tuple[int, int]) -> Cond:
-        if condition is None:
-            return cond
-        rows, cols = (
-            slice(
-                corner[k] * condition.shape[k + 1] // grid[k],
-                (corner[k] + window[k]) * condition.shape[k + 1] // grid[k],
-            )
-            for k in (0, 1)
-        )
-        return replace(cond, codes=condition[:, rows, cols].flatten(1).to(device))
+        return _in_window(cond, condition, corner, window, grid, device)
 
     if grid == window:
         whole = cond_of((0, 0))
@@ -219,25 +207,15 @@ def code_nats(system: System, images: Tensor, cond: Cond, condition: Tensor | No
 @torch.no_grad()
 def grid_nats(system: System, model: Autoregressive, codes: Tensor, cond: Cond, condition: Tensor | None) -> Tensor:
     """As `code_nats`, from codes int64 [B, h, w] and the codes of their condition, int64 [B, hc, wc]."""
-    codec, tokenizer = _parts(system)
-    grid, window = (int(codes.shape[1]), int(codes.shape[2])), window_of(system)
+    grid, window, order = (int(codes.shape[1]), int(codes.shape[2])), window_of(system), order_of(system)
     device = next(model.parameters()).device
     codes = codes.to(device)
-    if system.recipe.model.coordinates:
-        places = coordinate_codes(grid, tokenizer.factor, system.recipe.model.num_coordinates)
-        condition = places.expand(len(codes), -1, -1)
+    condition = _condition_map(system, condition, grid, len(codes))
     nats = torch.zeros(codes.shape, device=device)
     for top in _starts(grid[0], window[0]):
         for left in _starts(grid[1], window[1]):
-            part = cond
-            if condition is not None:
-                rows, cols = (
-                    slice(at * condition.shape[k + 1] // grid[k], (at + window[k]) * condition.shape[k + 1] // grid[k])
-                    for k, at in enumerate((top, left))
-                )
-                part = replace(cond, codes=condition[:, rows, cols].flatten(1).to(device))
+            part = _in_window(cond, condition, (top, left), window, grid, device)
             seen = codes[:, top : top + window[0], left : left + window[1]]
-            order = order_of(system)
             x = seen.flatten(1)[:, order, None]
             log_prob = model.distribution.log_prob(model(x, part), x)  # [B, L], in generation order
             here = torch.empty_like(log_prob)
@@ -266,6 +244,33 @@ def known_codes(system: System, images: Tensor, known: Tensor) -> tuple[Tensor, 
     filled = torch.where(known[:, None], shown, mean[:, :, None, None]).round().to(torch.uint8)
     cells = known.unflatten(1, (-1, f)).unflatten(3, (-1, f))  # [B, h, f, w, f]
     return tokenizer.encode(filled), cells.all(4).all(2)
+
+
+def _condition_map(system: System, condition: Tensor | None, grid: tuple[int, int], count: int) -> Tensor | None:
+    """The codes of the condition, int64 [B, hc, wc]: those given, or the places of the cells where the model is told them."""
+    _, tokenizer = _parts(system)
+    if not system.recipe.model.coordinates:
+        return condition
+    places = coordinate_codes(grid, tokenizer.factor, system.recipe.model.num_coordinates)
+    return places.expand(count, -1, -1)
+
+
+def _in_window(
+    cond: Cond,
+    condition: Tensor | None,
+    corner: tuple[int, int],
+    window: tuple[int, int],
+    grid: tuple[int, int],
+    device: torch.device,
+) -> Cond:
+    """The condition of the window that begins at a corner: its part of the condition's codes [B, hc, wc]."""
+    if condition is None:
+        return cond
+    rows, cols = (
+        slice(at * side // whole, (at + length) * side // whole)
+        for at, length, side, whole in zip(corner, window, condition.shape[1:], grid, strict=True)
+    )
+    return replace(cond, codes=condition[:, rows, cols].flatten(1).to(device))
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -886,12 +886,6 @@ class System:
 def _load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
     """The tokenizers that a recipe names, by field."""
     paths = {name: getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")}
-    needs = recipe.task is not None and not isinstance(recipe.task, SuperResolution)
-    if paths["tokenizer"] is not None and paths["condition_tokenizer"] is None and needs and recipe.task is not None:
-        raise ConfigError(
-            f"model.condition_tokenizer is missing: the tokenizer of the sources of task {task_name(recipe.task)}. Train one on "
-            "them, by the recipe vqgan-map for example."
-        )
     return {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
 
 
@@ -902,7 +896,8 @@ def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Co
     if recipe.task is not None and not isinstance(recipe.task, SuperResolution):
         if "condition_tokenizer" not in tokenizers:
             raise ConfigError(
-                "model.condition_tokenizer is missing: the tokenizer of the task's sources. Train one on them with system vqgan."
+                f"model.condition_tokenizer is missing: the tokenizer of the sources of task {task_name(recipe.task)}. Train one "
+                "on them with system vqgan, by the recipe vqgan-map for example."
             )
         sizes["condition_tokenizer"] = source_shape(recipe.task, size).size
     return {name: tokenizer.codec(sizes[name]) for name, tokenizer in tokenizers.items()}

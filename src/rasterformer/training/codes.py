@@ -27,11 +27,10 @@ from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch, Cond
 from rasterformer.system import System
 from rasterformer.tasks import Paired, task_name
+from rasterformer.tokenizer import IMAGES_AT_A_TIME
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
-
-IMAGES_AT_A_TIME = 32
 
 
 class CodesLearner(Learner):

@@ -22,11 +22,10 @@ from rasterformer.data.palette import label_colours
 from rasterformer.data.png import image_grid
 from rasterformer.evaluation.svg_curve import svg_curve
 from rasterformer.interfaces import Batch
-from rasterformer.tokenizer import Tokenizer
+from rasterformer.tokenizer import IMAGES_AT_A_TIME, Tokenizer
 from rasterformer.training.learner import Learner
 from rasterformer.training.precision import autocast
 
-IMAGES_AT_A_TIME = 32
 SHOWN = 16  # images in a sheet
 
 
