@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rasterformer.autoregressive.sample import draw
+from rasterformer.conditioning.guidance import combine, with_and_without
 from rasterformer.distributions import Categorical
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Cond, Known, Loss, OnStep, SampleOptions
@@ -51,8 +51,8 @@ class Guided(Autoregressive):
         Raises:
             ConfigError: there is no condition.
         """
-        params: Tensor = self.model(torch.cat([x, x]), _with_and_without(cond, len(x)))
-        return self._combine(params)
+        params: Tensor = self.model(torch.cat([x, x]), with_and_without(cond, len(x)))
+        return combine(params, self.scale)
 
     def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
         """Negative log-likelihood under the guided distribution, exact; `rng` is not used."""
@@ -82,13 +82,13 @@ class Guided(Autoregressive):
         Raises:
             ConfigError: there is no condition.
         """
-        params, state = self.model.begin(_with_and_without(cond, batch_size), 2 * batch_size)
-        return self._combine(params), state
+        params, state = self.model.begin(with_and_without(cond, batch_size), 2 * batch_size)
+        return combine(params, self.scale), state
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """x int64 [B, n, 1], the next positions -> logits [B, n, K] of those after them, n - 1 at the end of the image."""
         params, state = self.model.step(torch.cat([x, x]), state)
-        return self._combine(params), state
+        return combine(params, self.scale), state
 
     def known(self, cond: Cond) -> Known | None:
         """What the condition gives to the conditional model."""
@@ -109,21 +109,3 @@ class Guided(Autoregressive):
     def rewind(self, state: Any, done: int) -> Any:
         """Takes back what was given after the first `done` positions."""
         return self.model.rewind(state, done)
-
-    def _combine(self, params: Tensor) -> Tensor:
-        """params [2 B, n, K], of the conditional rows first -> [B, n, K]; exact at scales 0 and 1."""
-        given, null = params.chunk(2)
-        return torch.lerp(null, given, self.scale)
-
-
-def _with_and_without(cond: Cond, batch_size: int) -> Cond:
-    """The condition of B images, and after them the same images without it."""
-    parts = [part for part in (cond.label, cond.source, cond.codes, cond.text) if part is not None]
-    if not parts:
-        raise ConfigError(
-            "guidance needs a condition to be guided by, but none was given. Give one, or leave the guidance scale out."
-        )
-    device = parts[0].device
-    dropped = torch.zeros(batch_size, dtype=torch.bool, device=device) if cond.dropped is None else cond.dropped
-    twice = cond.rows(torch.arange(batch_size, device=device).repeat(2))
-    return replace(twice, dropped=torch.cat([dropped, torch.ones_like(dropped)]))

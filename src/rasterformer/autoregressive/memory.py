@@ -8,23 +8,31 @@ from pathlib import Path
 import torch
 
 from rasterformer.autoregressive.noise import NUMBERS_AT_A_TIME
+from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive
 
+AT_A_STEP = 8  # float32 numbers that a diffusion model's step holds for each code: two distributions, clocks (measured: 6 to 8)
 SHARE = 0.5  # of the memory that is free; the rest is for what else the machine does
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def drawing_bytes(model: Autoregressive, batch_size: int) -> int:
+def drawing_bytes(model: Autoregressive | CodeDenoiser, batch_size: int, *, rows_per_image: int = 1) -> int:
     """Bytes that drawing takes besides the weights: the state of `begin`, the images, and their noise.
+
+    Of a diffusion model it is what a pass of the network holds, or what is drawn from it, whichever is larger.
 
     Args:
         model: in the precision that it will draw in.
         batch_size: B.
+        rows_per_image: that the network sees; guidance has two.
     """
     length, symbols = model.x_shape
-    noise = 3 * 8 * max(NUMBERS_AT_A_TIME, model.distribution.noise_per_position)  # float64 while it is made
-    return model.state_bytes(batch_size) + batch_size * (8 * length * symbols + noise)
+    if isinstance(model, Autoregressive):
+        noise = 3 * 8 * max(NUMBERS_AT_A_TIME, model.distribution.noise_per_position)  # float64 while it is made
+        return model.state_bytes(rows_per_image * batch_size) + batch_size * (8 * length * symbols + noise)
+    step = AT_A_STEP * 4 * batch_size * length * (model.process.num_codes + 1)
+    return max(model.state_bytes(rows_per_image * batch_size), step) + batch_size * 8 * length * symbols
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,13 @@ class DrawingPlan:
 
 
 def plan_drawing(
-    model: Autoregressive, num_images: int, *, batch_size: int | None, most: int, available: int
+    model: Autoregressive | CodeDenoiser,
+    num_images: int,
+    *,
+    batch_size: int | None,
+    most: int,
+    available: int,
+    rows_per_image: int = 1,
 ) -> DrawingPlan:
     """Chooses the batch size, or checks the one that is wished for.
 
@@ -68,12 +82,13 @@ def plan_drawing(
         batch_size: wished for. None: as many as take half of the available memory, and at most `most`.
         most: see batch_size.
         available: free bytes.
+        rows_per_image: see `drawing_bytes`.
 
     Raises:
         ConfigError: not even one image fits into half of the available memory, or the wished batch not into all of it.
     """
-    of_one = drawing_bytes(model, 1)
-    one = drawing_bytes(model, 2) - of_one
+    of_one = drawing_bytes(model, 1, rows_per_image=rows_per_image)
+    one = drawing_bytes(model, 2, rows_per_image=rows_per_image) - of_one
     if batch_size is None:
         batch_size = min(most, num_images, int(SHARE * available) // one)
         if batch_size < 1:

@@ -31,10 +31,21 @@ def image_generators(seed: int, count: int, *, first: int = 0) -> list[torch.Gen
     return [torch.Generator().manual_seed(stream_seed(seed, "image", first + k)) for k in range(count)]
 
 
-class NoiseStream:
-    """Standard exponential numbers that belong to the positions of images, given out in the order of positions.
+def exponential(rng: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns standard exponential numbers float32 [B, *shape], all above 0, from one generator per image, on the CPU.
 
     They come from float64 uniform numbers, so that the smallest, which decide over improbable values, are not on a grid.
+    """
+
+    def one(generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return (-torch.log1p(-uniform)).clamp_(min=2.0**-54).float()
+
+    return torch.stack([one(generator) for generator in rng]).to(device)
+
+
+class NoiseStream:
+    """Standard exponential numbers that belong to the positions of images, given out in the order of positions.
 
     Args:
         rng: one generator per image, on the CPU.
@@ -54,15 +65,10 @@ class NoiseStream:
         assert first + count <= self.length, f"there is no noise beyond position {self.length}"
         while self.first + self.numbers.shape[1] < first + count:
             made = self.first + self.numbers.shape[1]
-            fresh = self._draw(min(self.chunk, self.length - made))
+            fresh = exponential(self.rng, (min(self.chunk, self.length - made), self.per_position), self.device)
             keep = max(0, made - first)  # numbers of positions first.. that are there already
             self.numbers = torch.cat([self.numbers[:, self.numbers.shape[1] - keep :], fresh], 1) if keep else fresh
             self.first = made - keep
         start = first - self.first
         assert start >= 0, "noise is given out in the order of positions"
         return self.numbers[:, start : start + count]
-
-    def _draw(self, count: int) -> Tensor:
-        shape = (count, self.per_position)
-        uniform = torch.stack([torch.rand(shape, dtype=torch.float64, generator=g) for g in self.rng])
-        return (-torch.log1p(-uniform)).clamp_(min=2.0**-54).float().to(self.device)

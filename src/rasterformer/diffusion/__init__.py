@@ -1,0 +1,1 @@
+"""Discrete diffusion over codes: the process, its bound, drawing and filling; no system is known here."""
