@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
 from rasterformer import registry
 from rasterformer.errors import ConfigError
-from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
+from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.recipe_file import (
     load_recipe,
     read_yaml,
@@ -29,6 +29,8 @@ Write = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Config:
+    takes_text: ClassVar[bool] = True
+
     width: int = 8
     num_heads: int = 2
     rate: float = 0.5
@@ -178,7 +180,7 @@ def test_value_of_another_type_is_refused(write: Write, field: str, text: str, a
         ("system: toi", r"system = 'toi' is not known. Did you mean 'toy'\? Allowed: "),
         ("system: [toy]", r"system = \['toy'\] is not known"),
         ("system: toy\nmodel: 3", r"model = 3 must be a section"),
-        ("- toy", r"holds \['toy'\]; a recipe has the sections system, task, model, data, training"),
+        ("- toy", r"holds \['toy'\]; a recipe has the sections system, task, text, model, data, training"),
         ("", r"holds None; a recipe has the sections"),
         ("system: toy\nsystem: toy", r"line 2 cannot be read as YAML: key 'system' is repeated"),
         ("system: toy\nmodel:\n  width: 1\n  width: 2", r"line 4 .*key 'width' is repeated"),
@@ -366,3 +368,61 @@ def test_a_task_and_a_network_that_reads_a_source_need_one_another(write: Write)
         load_recipe(write("system: toy\ntask: {name: colourise}"))
     with pytest.raises(ConfigError, match="model.encoder_depth is set, but there is no task"):
         load_recipe(write("system: image_transformer\nmodel: {encoder_depth: 0}"))
+
+
+def test_texts_are_read_where_the_section_is_and_by_default_not(write: Write) -> None:
+    assert load_recipe(write("system: toy")).text is None
+    assert load_recipe(write("system: toy\ntext: null")).text is None
+    assert load_recipe(write("system: toy\ntext: {}")).text == TextConfig("minilm", None, 64, 384)
+    content = "system: toy\ntext: {encoder: folder, folder: 'ä: b', length: 9, dim: 512}"
+    recipe = load_recipe(write(content))
+    assert recipe.text == TextConfig("folder", "ä: b", 9, 512)
+    assert load_recipe(write(recipe_to_yaml(recipe))) == recipe == recipe_from_dict(recipe_to_dict(recipe))
+    assert list(recipe_to_dict(recipe))[:2] == ["system", "text"]
+
+
+def test_without_texts_neither_the_dict_nor_the_hash_knows_of_them() -> None:
+    assert "text" not in recipe_to_dict(RECIPE)
+    hashes = {recipe_hash(replace(RECIPE, text=text)) for text in (None, TextConfig(), TextConfig(length=9))}
+    assert len(hashes) == 3
+
+
+def test_an_override_of_texts_makes_the_section(write: Write) -> None:
+    file = write("system: toy")
+    assert load_recipe(file, [("text.length", "32")]).text == TextConfig(length=32)
+    changed = load_recipe(file, [("text.encoder", "bytes"), ("text.dim", "48")])
+    assert changed.text == TextConfig("bytes", dim=48)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{encoder: bert}", "text.encoder = 'bert' has the wrong type"),
+        ("{lenght: 3}", "text.lenght = 3 is not known. Did you mean 'length'"),
+        ("7", "text = 7"),
+        ("{length: 1}", "text.length = 1 must be at least 2"),
+        ("{encoder: bytes, dim: 0}", "text.dim = 0 must be at least 1"),
+        ("{dim: 512}", "text.dim = 512 must be 384"),
+        ("{length: 513}", "text.length = 513: text.encoder = 'minilm' reads at most 512"),
+        ("{encoder: folder}", "text.folder is missing"),
+        ("{folder: here}", "text.folder = 'here' is not for text.encoder = 'minilm'"),
+        ("{encoder: bytes, folder: here}", "text.folder = 'here' is not for text.encoder = 'bytes'"),
+    ],
+)
+def test_a_section_of_texts_that_cannot_be_used_is_refused(write: Write, section: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(f"system: toy\ntext: {section}"))
+
+
+@pytest.mark.parametrize("system", ["image_transformer", "vqgan"])
+def test_systems_that_read_no_texts_refuse_the_section(write: Write, system: str) -> None:
+    with pytest.raises(ConfigError, match=f"text is a section for .*vqgan_transformer.*system = '{system}' does not"):
+        load_recipe(write(f"system: {system}\ntext: {{}}"))
+
+
+def test_older_recipes_without_texts_are_read_and_those_with_are_refused(write: Write) -> None:
+    """Both fields stood in every recipe.yaml and config.json of a prior over codes."""
+    old = "system: toy\nmodel: {{width: 16, text_dim: {}, text_length: 64}}"
+    assert load_recipe(write(old.format("null"))) == load_recipe(write("system: toy\nmodel: {width: 16}"))
+    with pytest.raises(ConfigError, match=r"model\.text_dim = 384 is a section of its own now.*trained again"):
+        load_recipe(write(old.format(384)))

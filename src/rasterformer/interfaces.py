@@ -29,7 +29,8 @@ class Cond:
             is then a distribution over the other pixels.
         codes: int64 [B, S], tokens of a condition: of a map as large as the image, in raster order, or of coordinates.
         text: float [B, S, D], states of a frozen text encoder.
-        text_known: bool [B, S], False at the padding of `text`.
+        text_tokens: int64 [B, S], bytes of a text (`nn/text_input.py`), which the model embeds itself; in place of `text`.
+        text_known: bool [B, S], False at the padding of `text` or `text_tokens`.
         dropped: bool [B], images whose condition is hidden from the model (classifier-free guidance, Ho & Salimans 2022).
     """
 
@@ -38,6 +39,7 @@ class Cond:
     known: Tensor | None = None
     codes: Tensor | None = None
     text: Tensor | None = None
+    text_tokens: Tensor | None = None
     text_known: Tensor | None = None
     dropped: Tensor | None = None
 

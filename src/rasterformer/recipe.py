@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from rasterformer.tasks import Task
 
+MINILM_DIM, MINILM_LENGTH = 384, 512
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -50,6 +52,44 @@ class DataConfig:
             found.append(f"data.flip_prob = {self.flip_prob} must lie in 0..1.")
         if not 0.0 < self.holdout_fraction < 1.0:
             found.append(f"data.holdout_fraction = {self.holdout_fraction} must lie between 0 and 1.")
+        return found
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How captions are read. A recipe without this section has none.
+
+    Args:
+        encoder: `minilm`: MiniLM-L6, frozen, of the extra `text`; `folder`: a T5, CLIP or BERT, frozen, of a local folder
+            (extra `hf`); `bytes`: UTF-8, embedded by layers that are trained with the model.
+        folder: of `encoder: folder`, as transformers saves a model: config.json, safetensors, the tokenizer's files.
+        length: most tokens of a text, with those that begin and end it; what is longer is cut.
+        dim: dimensions of a token's state: the encoder's own; of `bytes`, any.
+    """
+
+    encoder: Literal["minilm", "folder", "bytes"] = "minilm"
+    folder: str | None = None
+    length: int = 64
+    dim: int = 384
+
+    def problems(self) -> list[str]:
+        """Returns what is wrong, one sentence each, every field named."""
+        found = []
+        if self.encoder == "folder" and self.folder is None:
+            found.append("text.folder is missing: text.encoder = 'folder' reads texts by the model in a local folder.")
+        if self.encoder != "folder" and self.folder is not None:
+            found.append(
+                f"text.folder = {self.folder!r} is not for text.encoder = {self.encoder!r}: set the latter to folder, or the "
+                "former to null."
+            )
+        if self.length < 2:
+            found.append(f"text.length = {self.length} must be at least 2: a text has a token before and one after it.")
+        if self.dim < 1:
+            found.append(f"text.dim = {self.dim} must be at least 1.")
+        if self.encoder == "minilm" and self.dim != MINILM_DIM:
+            found.append(f"text.dim = {self.dim} must be {MINILM_DIM}, the dimensions of text.encoder = 'minilm'.")
+        if self.encoder == "minilm" and self.length > MINILM_LENGTH:
+            found.append(f"text.length = {self.length}: text.encoder = 'minilm' reads at most {MINILM_LENGTH} tokens.")
         return found
 
 
@@ -154,7 +194,8 @@ class TrainingConfig:
 class Recipe:
     """A whole training run: which system, its network, the data, the training.
 
-    `task` says what images are made from. None: from nothing, or from a class.
+    `task` says what images are made from. None: from nothing, a class or a text. `text` says how captions are read.
+    None: they are not.
     """
 
     system: str
@@ -162,3 +203,4 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     task: Task | None = None
+    text: TextConfig | None = None

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from rasterformer import registry
 from rasterformer.errors import ConfigError, did_you_mean
-from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
+from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.tasks import TASKS, Task, task_name
 
 MAX_FILE_BYTES = 1_000_000
-SECTIONS = ("system", "task", "model", "data", "training")
+SECTIONS = ("system", "task", "text", "model", "data", "training")
 _SHIPPED_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -67,7 +67,8 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
     """Returns the recipe that plain values (of YAML or JSON) describe; sections and fields left out keep their default.
 
     Args:
-        content: the sections `system` (required), `task`, `model`, `data`, `training`.
+        content: the sections `system` (required), `task`, `text`, `model`, `data`, `training`. The second and third are None
+            where they are left out.
         where: the first word of the message.
 
     Raises:
@@ -81,31 +82,45 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
     ]
     data = _fill("data", DataConfig, content.get("data"), found)
     training = _fill("training", TrainingConfig, content.get("training"), found)
+    text = None if content.get("text") is None else _fill("text", TextConfig, content["text"], found)
     model, system = None, content.get("system")
     if system is None:
         found.append(f"system is missing.{did_you_mean('', _systems())}")
     elif not isinstance(system, str) or system not in _systems():
         found.append(f"system = {system!r} is not known.{did_you_mean(str(system), _systems())}")
     else:
-        model = _fill("model", registry.config_class(system), content.get("model"), found)
-    for section in (data, training, model):
+        model = _fill("model", registry.config_class(system), _today(content.get("model"), found), found)
+    for section in (data, training, text, model):
         found += section.problems() if section is not None else []
     task = _fill_task(content.get("task"), data, found)
     if model is not None and data is not None and not found:
         found += model.fit_problems(task=None if task is None else task_name(task), image_size=data.image_size)
+    if text is not None and model is not None and not takes_text(str(system)):
+        found.append(
+            f"text is a section for systems that read captions: {', '.join(filter(takes_text, registry.SYSTEMS))}. system = "
+            f"{system!r} does not. Leave it out."
+        )
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{where} has {count}:", *found]))
-    return Recipe(system=str(system), model=model, data=data, training=training, task=task)
+    return Recipe(system=str(system), model=model, data=data, training=training, task=task, text=text)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Returns every field as plain JSON values; `recipe_from_dict` is the way back."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    task = plain.pop("task")
-    if recipe.task is None:
-        return plain
-    return {"system": plain.pop("system"), "task": {"name": task_name(recipe.task), **task}, **plain}
+    task, text = plain.pop("task"), plain.pop("text")
+    return {
+        "system": plain.pop("system"),
+        **({} if recipe.task is None else {"task": {"name": task_name(recipe.task), **task}}),
+        **({} if text is None else {"text": text}),
+        **plain,
+    }
+
+
+def takes_text(system: str) -> bool:
+    """Whether the system's network reads captions: its `Config` says so by `takes_text = True`."""
+    return getattr(registry.config_class(system), "takes_text", False)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -221,6 +236,18 @@ def _fill(section: str, config_class: type[Any], content: Any, found: list[str])
     if wrong:
         return None
     return config_class(**values)
+
+
+def _today(model: Any, found: list[str]) -> Any:
+    """A `model:` section as it is written now: of older recipes and models, those without texts say so in two fields."""
+    if not isinstance(model, dict) or "text_dim" not in model:
+        return model
+    if model["text_dim"] is not None:
+        found.append(
+            f"model.text_dim = {model['text_dim']!r} is a section of its own now, text: {{length: 64}}, and a model that was "
+            "trained with it before must be trained again: texts are normalised since."
+        )
+    return {name: value for name, value in model.items() if name not in ("text_dim", "text_length")}
 
 
 def _fill_task(content: Any, data: DataConfig | None, found: list[str]) -> Task | None:

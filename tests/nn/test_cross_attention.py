@@ -82,3 +82,33 @@ def test_kept_bytes_are_those_of_the_steps_keys_and_values(kind: str, dtype: tor
     assert {step.keys.dtype, step.values.dtype} == {dtype}
     assert attention.kept_bytes(2, 3, source.to(dtype)) == step.nbytes == held
     assert held == 2 * 3 * 2 * attention.num_kv_heads * HEAD * dtype.itemsize  # images, positions, both, heads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_form_for_gradients_equals_the_library_and_has_its_gradients(kind: str) -> None:
+    """Gradients against central differences of the form without gradients, in one direction of h and of the source."""
+    attention, (h, source) = make(kind), tensors()
+    known = torch.tensor([[True, False, True], [True, True, True]])
+    moves = [torch.randn(t.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) for t in (h, source)]
+
+    def mixed(at: float) -> Tensor:
+        return attention(h + at * moves[0], source + at * moves[1], known)
+
+    with torch.no_grad():
+        expected, slope = mixed(0.0), (mixed(1e-5) - mixed(-1e-5)) / 2e-5
+    at = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    found = attention(h + at * moves[0], source + at * moves[1], known)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found.square().sum() / 2, at)
+    torch.testing.assert_close(gradient, (slope * expected).sum(), rtol=1e-7, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_known_of_a_source_is_as_if_it_were_not_there(kind: str) -> None:
+    attention, (h, source) = make(kind), tensors()
+    known = torch.tensor([[True, False, True], [False, False, True]])
+    found = attention(h, source, known)
+    for image in range(2):
+        alone = attention(h[image : image + 1], source[image : image + 1, known[image]])
+        torch.testing.assert_close(found[image : image + 1], alone, rtol=1e-12, atol=1e-12)

@@ -16,6 +16,7 @@ from rasterformer.codecs.orders import code_order
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Cond
+from rasterformer.recipe import TextConfig
 from rasterformer.systems.vqgan.config import Config as TokenizerConfig
 from rasterformer.systems.vqgan.model import build as build_autoencoder
 from rasterformer.systems.vqgan_transformer.config import Config
@@ -42,11 +43,12 @@ CASES: dict[str, tuple[Config, dict[str, Any]]] = {
     "codes": (TINY, {"condition": 9, "condition_grid": GRID}),
     "smaller condition": (TINY, {"condition": 9, "condition_grid": (1, 2)}),
     "aligned": (replace(TINY, aligned_condition=True), {"condition": 9, "condition_grid": GRID}),
-    "text": (replace(TINY, text_dim=6, text_length=5), {}),
+    "text": (TINY, {"text": TextConfig(dim=6, length=5)}),
+    "bytes": (TINY, {"text": TextConfig("bytes", dim=6, length=5)}),
     "new": (NEW, {"classes": CLASSES, "condition": 9, "condition_grid": GRID}),
     "everything": (
-        replace(NEW, aligned_condition=True, text_dim=6, text_length=5, order="spiral_in", drop_condition_prob=0.2),
-        {"classes": CLASSES, "condition": 9, "condition_grid": GRID},
+        replace(NEW, aligned_condition=True, order="spiral_in", drop_condition_prob=0.2),
+        {"classes": CLASSES, "condition": 9, "condition_grid": GRID, "text": TextConfig(dim=6, length=5)},
     ),
 }
 
@@ -57,12 +59,13 @@ def make(
     classes: int = 0,
     condition: int = 0,
     condition_grid: tuple[int, int] | None = None,
+    text: TextConfig | None = None,
 ) -> CodeTransformer:
     """In float64, every weight drawn at random: nothing is zero by its initial value."""
     torch.manual_seed(0)
     order = code_order(config.order, GRID)
     model = CodeTransformer(
-        config, order, GRID, Vocabulary(VOCAB, classes, condition), condition_grid=condition_grid
+        config, order, GRID, Vocabulary(VOCAB, classes, condition), condition_grid=condition_grid, text=text
     ).double()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.4)
@@ -80,13 +83,16 @@ def random_x(batch: int = BATCH, seed: int = 0) -> Tensor:
 
 def cond_of(model: CodeTransformer, batch: int = BATCH, seed: int = 5) -> Cond:
     rng = torch.Generator().manual_seed(seed)
-    config, grid = model.config, model.condition_grid
+    reads, grid = model.text_input, model.condition_grid
     label = torch.randint(0, CLASSES, (batch,), generator=rng) if model.num_classes else None
     codes = None if grid is None else torch.randint(0, 9, (batch, grid[0] * grid[1]), generator=rng)
-    if config.text_dim is None:
+    if reads is None:
         return Cond(label=label, codes=codes)
-    text = torch.randn(batch, 4, config.text_dim, generator=rng, dtype=torch.float64)
     text_known = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3])[torch.arange(batch) % 3]
+    if reads.is_bytes:
+        tokens = torch.randint(0, 256, (batch, 4), generator=rng)
+        return Cond(label=label, codes=codes, text_tokens=tokens, text_known=text_known)
+    text = torch.randn(batch, 4, reads.dim, generator=rng, dtype=torch.float64)
     return Cond(label=label, codes=codes, text=text, text_known=text_known)
 
 
@@ -124,6 +130,11 @@ def test_every_part_of_the_condition_reaches_every_code(name: str) -> None:
             text = cond.text.clone()
             text[:, place] += 1
             changes.append(replace(cond, text=text))
+    if cond.text_tokens is not None:
+        for place in range(cond.text_tokens.shape[1]):
+            tokens = cond.text_tokens.clone()
+            tokens[:, place] += 1
+            changes.append(replace(cond, text_tokens=tokens))
     assert bool(changes) == (name != "paper")
     for changed in changes:
         assert bool(((model(x, changed) - logits).abs().amax((0, 2)) > 1e-9).all())
@@ -389,14 +400,14 @@ GOOD_COND = {"label": torch.tensor([0, 1, 4]), "codes": torch.zeros(BATCH, 12, d
     [
         ("everything", {"label": None}, "label is missing: this model was trained with 5 classes"),
         ("everything", {"codes": None}, "codes is missing: this model was trained with 9 codes of a condition"),
-        ("everything", {"text": None}, "text is missing: this model was trained with 6 dimensions of text"),
+        ("everything", {"text": None}, "text is missing: this model was trained with states of a text encoder"),
         (
             "text",
             {"label": GOOD_COND["label"], "codes": None},
             "label was given, but this model was trained without classes",
         ),
         ("text", {"label": None}, "codes was given, but this model was trained without codes"),
-        ("class", {"codes": None}, "text was given, but this model was trained without dimensions of text"),
+        ("class", {"codes": None}, "text was given, but this model was trained without texts"),
         (
             "everything",
             {"label": torch.tensor([0, 1])},
@@ -418,8 +429,8 @@ GOOD_COND = {"label": torch.tensor([0, 1, 4]), "codes": torch.zeros(BATCH, 12, d
             {"source": torch.zeros(3, 3, 4, 4, dtype=torch.uint8)},
             "source was given, but .* it takes codes",
         ),
-        ("everything", {"text": torch.zeros(3, 6, 6)}, r"text has \[6, 6\] states; this model takes up to 5 of 6"),
-        ("everything", {"text": torch.zeros(3, 4, 7)}, r"text has \[4, 7\] states; this model takes up to 5 of 6"),
+        ("everything", {"text": torch.zeros(3, 6, 6)}, r"text is \[3, 6, 6\]; this model takes \[B, S\] states of 6 dim.*1\.\.5"),
+        ("everything", {"text": torch.zeros(3, 4, 7)}, r"text is \[3, 4, 7\]; this model takes \[B, S\] states of 6 dim"),
     ],
 )
 def test_conditions_that_the_model_does_not_know_are_refused(name: str, changes: Any, message: str) -> None:
@@ -438,13 +449,12 @@ def test_hiding_a_condition_needs_a_model_that_was_trained_so() -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     *(({name: 0}, f"model.{name} = 0 must be at least 1")
-      for name in ("width", "depth", "num_heads", "mlp_width", "text_length")),
+      for name in ("width", "depth", "num_heads", "mlp_width")),
     ({"num_heads": 3}, "model.num_heads = 3 does not divide model.width = 16. Use 2"),
     ({"rotary": True, "num_heads": 8}, "model.rotary = true needs heads of a multiple of 4 dimensions, each has 2"),
     ({"num_kv_heads": 3}, "model.num_kv_heads = 3 does not divide model.num_heads = 2"),
     ({"num_kv_heads": 0}, "model.num_kv_heads = 0 does not divide"),
     ({"num_coordinates": 1}, "model.num_coordinates = 1 must be at least 2"),
-    ({"text_dim": 0}, "model.text_dim = 0 must be at least 1, or null"),
     ({"window": (4, 1)}, "model.window = (4, 1) must be two numbers of at least 2 codes"),
     ({"window": (4, 4), "order": "morton"}, "model.order = 'morton' must be raster"),
     ({"positions": "none"}, "model.positions = 'none' and model.rotary = false"),

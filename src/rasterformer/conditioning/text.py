@@ -1,19 +1,21 @@
-"""Captions as a condition: per-token states of a frozen text encoder, `Cond.text` and `Cond.text_known`.
+"""Captions as a condition: `Cond.text` (states of a frozen encoder) or `Cond.text_tokens` (bytes), and `Cond.text_known`.
 
-The encoder is MiniLM-L6 (`nn/minilm.py`). It is never trained and no checkpoint holds it: a model trained on its states
-records its `fingerprint`.
+`load_text_encoder` makes what a recipe's section `text` names. Read first: `text_encoder.py`. What a network makes of texts is in
+`nn/text_input.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from rasterformer.errors import ConfigError, DataError, MissingExtraError
+from rasterformer.conditioning.text_encoder import TextEncoder, check_texts, padded
+from rasterformer.conditioning.text_folder import FolderEncoder
+from rasterformer.errors import MissingExtraError
 from rasterformer.nn.minilm import (
     MAX_LENGTH,
     SHA256,
@@ -24,19 +26,35 @@ from rasterformer.nn.minilm import (
     read_published,
     wheel_folder,
 )
+from rasterformer.nn.text_input import END, PADDING, START
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FIRST, LAST = 101, 102  # [CLS] and [SEP], the tokens around every text
+FIRST, LAST = 101, 102  # [CLS] and [SEP], MiniLM's tokens around every text
 
 
-class TextEncoder:
-    """Texts to states. Make one with `TextEncoder.load()`.
+def load_text_encoder(encoder: Literal["minilm", "folder", "bytes"], folder: str | None = None) -> TextEncoder:
+    """Returns the text encoder that a recipe names, on the CPU; nothing is fetched from a network.
 
-    Attributes:
-        dim: D, width of a state.
-        fingerprint: 16 hexadecimal digits that name the weights and the vocabulary.
+    Args:
+        encoder: as `text.encoder`.
+        folder: of `folder`, else None.
+
+    Raises:
+        MissingExtraError: a package that it needs is not installed.
+        DataError: its files are missing, damaged, or those of something else.
+    """
+    if encoder == "folder":
+        assert folder is not None, "the recipe is checked"
+        return FolderEncoder.load(folder)
+    return ByteTokens() if encoder == "bytes" else MiniLMEncoder.load()
+
+
+class MiniLMEncoder(TextEncoder):
+    """MiniLM-L6 (`nn/minilm.py`). Letters are lower-cased and lose their accents: the vocabulary has no others.
+
+    Make one with `MiniLMEncoder.load()`. Takes 2..512 tokens; an empty text is two.
     """
 
     dim = WIDTH
@@ -46,7 +64,7 @@ class TextEncoder:
         self._network, self._tokenizer = network, tokenizer
 
     @classmethod
-    def load(cls) -> TextEncoder:
+    def load(cls) -> MiniLMEncoder:
         """Loads the encoder from the installed packages, on the CPU.
 
         Raises:
@@ -67,42 +85,25 @@ class TextEncoder:
 
     @torch.no_grad()  # not inference_mode: a model that is trained on the states keeps them for its gradients
     def encode(self, texts: Sequence[str], *, length: int = 64) -> tuple[Tensor, Tensor]:
-        """Returns the states of each text's tokens, and which of them are known.
-
-        All texts are one batch, as long as the longest of them; a text's states do not depend on the others (up to
-        rounding). Letters are lower-cased and lose their accents: the vocabulary has no others.
-
-        Args:
-            texts: B >= 1 of them; an empty one is two tokens.
-            length: most tokens of a text, with the one before and the one after it, 2..512; what is longer is cut.
-
-        Returns:
-            states float32 [B, S, 384], 0 at the padding; known bool [B, S], False there. S <= length.
-
-        Raises:
-            ConfigError: texts is a single string or empty, or length is out of range.
-            DataError: a text has a character that Unicode does not allow in texts.
-        """
-        if isinstance(texts, str) or not texts:
-            raise ConfigError(f"texts = {texts!r} must be a list of at least one text.")
-        if not 2 <= length <= MAX_LENGTH:
-            raise ConfigError(f"length = {length} must be 2..{MAX_LENGTH} tokens.")
-        rows = [[FIRST, *self._words(text)[: length - 2], LAST] for text in texts]
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        known = torch.zeros_like(tokens, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row)
-            known[index, : len(row)] = True
+        """Returns states float32 [B, S, 384] and known bool [B, S]; see `TextEncoder`."""
+        check_texts(texts, length=length, most=MAX_LENGTH)
+        tokens, known = padded([[FIRST, *self._words(text)[: length - 2], LAST] for text in texts], 0)
         states = self._network(tokens, known)
         return states.masked_fill(~known[..., None], 0.0), known
 
     def _words(self, text: str) -> list[int]:
         """The tokens of a text; one text at a time: the package computes several in threads of its own."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the text {text!r} has at character {error.start + 1} half of a surrogate pair, which is no text. "
-                "Give it as UTF-8."
-            ) from error
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class ByteTokens(TextEncoder):
+    """UTF-8 bytes between a start and an end token: no weights, every language, nothing to install."""
+
+    dim = None
+    fingerprint = "utf-8 bytes 1"
+
+    def encode(self, texts: Sequence[str], *, length: int = 64) -> tuple[Tensor, Tensor]:
+        """Returns tokens int64 [B, S], 0..258, and known bool [B, S]; a long text is cut between two characters."""
+        check_texts(texts, length=length)
+        cut = [text.encode()[: length - 2].decode(errors="ignore").encode() for text in texts]
+        return padded([[START, *row, END] for row in cut], PADDING)

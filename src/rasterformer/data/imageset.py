@@ -121,8 +121,8 @@ class ImageSet:
         """
         if self.captions is None:
             raise DataError(
-                f"model.text_dim is set, but {self.name!r}, {self.split}, has no captions. Put a .txt file beside each image, or "
-                "a `text` into metadata.jsonl; or set model.text_dim to null."
+                f"the recipe has a section text, but {self.name!r}, {self.split}, has no captions. Put a .txt file beside each "
+                "image, or a `text` into metadata.jsonl; or leave the section out."
             )
         return [self.captions[k] for k in index.tolist()]
 

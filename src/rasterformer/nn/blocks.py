@@ -13,7 +13,7 @@ from rasterformer.nn.attention import Attention, AttentionStep
 from rasterformer.nn.convolution import CausalConv2d, CausalConv2dStep, Conv2d
 from rasterformer.nn.cross_attention import CrossAttention, CrossAttentionStep
 
-Activation = Literal["relu", "gelu", "swiglu"]
+Activation = Literal["relu", "gelu", "quick_gelu", "swiglu"]
 
 
 NORM_EPS = 1e-6  # as in the Image Transformer's code
@@ -29,6 +29,8 @@ def activate(up: Tensor, activation: Activation) -> Tensor:
     if activation == "swiglu":
         gate, value = up.chunk(2, -1)
         return F.silu(gate) * value
+    if activation == "quick_gelu":
+        return up * torch.sigmoid(1.702 * up)
     return F.relu(up) if activation == "relu" else F.gelu(up)
 
 
@@ -41,11 +43,14 @@ class FeedForward(nn.Module):
     Args:
         width: D.
         hidden: inner width.
-        activation: `relu` (paper), `gelu`, or `swiglu` (Shazeer 2020; doubles the first map).
+        activation: `relu` (paper), `gelu`, `quick_gelu` (Hendrycks & Gimpel 2016: x sigmoid(1.702 x)), or `swiglu` (Shazeer
+            2020; doubles the first map).
         grid: rows and columns, for a kernel wider than 1x1.
         kernel: rows and columns seen by the first map.
         order: raster index of the i-th cell, int64 [L]. None: raster order.
         is_causal: whether the first map sees only what comes before.
+        down_kernel: rows and columns seen by the second map, which is never causal: wider than 1x1 only where the first
+            is not either.
     """
 
     def __init__(
@@ -58,8 +63,10 @@ class FeedForward(nn.Module):
         kernel: tuple[int, int],
         order: Tensor | None = None,
         is_causal: bool = True,
+        down_kernel: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
+        assert down_kernel == (1, 1) or not is_causal, "the second map would see what comes later"
         self.activation = activation
         gates = 2 if activation == "swiglu" else 1
         self.up: CausalConv2d | Conv2d = (
@@ -67,7 +74,9 @@ class FeedForward(nn.Module):
             if is_causal
             else Conv2d(width, gates * hidden, grid, kernel, order=order)
         )
-        self.down = nn.Linear(hidden, width)
+        self.down: nn.Linear | Conv2d = (
+            nn.Linear(hidden, width) if down_kernel == (1, 1) else Conv2d(hidden, width, grid, down_kernel, order=order)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, L, D] -> [B, L, D]."""

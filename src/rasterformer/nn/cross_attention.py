@@ -1,10 +1,12 @@
 """Attention from a decoder's positions to all of an encoder's, for whole sequences and step by step.
 
-What the encoder made does not change while a decoder steps, so a step keeps its keys and values, and no mask is needed.
+What the encoder made does not change while a decoder steps, so a step keeps its keys and values. Where sources are of different
+lengths a mask says which of them are known.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 class CrossAttention(nn.Module):
     """softmax(q k^T / sqrt(head_dim)) v, queries from the decoder, keys and values from the encoder.
 
-    The encoder-decoder attention of the Image Transformer (section 5.3) and of Vaswani et al. 2017, section 3.2.3. Projections
-    have no bias; both sides have the width D.
+    The encoder-decoder attention of the Image Transformer (section 5.3) and of Vaswani et al. 2017, section 3.2.3. Both sides
+    have the width D.
 
     Args:
         width: D.
@@ -21,20 +23,30 @@ class CrossAttention(nn.Module):
         num_kv_heads: key and value heads; divides num_heads.
         head_dim: width of one head.
         qk_norm: normalise each query and key head, with a learned scale.
+        bias: of the projections.
     """
 
-    def __init__(self, width: int, *, num_heads: int, num_kv_heads: int, head_dim: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.query = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.project = nn.Linear(width, 2 * num_kv_heads * head_dim, bias=False)  # keys, below them values
-        self.out = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.query = nn.Linear(width, num_heads * head_dim, bias=bias)
+        self.project = nn.Linear(width, 2 * num_kv_heads * head_dim, bias=bias)  # keys, below them values
+        self.out = nn.Linear(num_heads * head_dim, width, bias=bias)
         self.query_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
         self.key_norm = nn.LayerNorm(head_dim, bias=False) if qk_norm else nn.Identity()
 
-    def forward(self, h: Tensor, source: Tensor) -> Tensor:
-        """h [B, L, D], source [B, S, D] -> [B, L, D]."""
-        return self.attend(h, *self.keys_and_values(source))
+    def forward(self, h: Tensor, source: Tensor, known: Tensor | None = None) -> Tensor:
+        """h [B, L, D], source [B, S, D] -> [B, L, D]; known bool [B, S] hides what is False, None hides nothing."""
+        return self.attend(h, *self.keys_and_values(source), known=known)
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """source [B, S, D] -> keys and values, each [B, kv_heads, S, head_dim]."""
@@ -46,12 +58,34 @@ class CrossAttention(nn.Module):
         """Bytes of keys and values in the dtype of `like`."""
         return batch_size * source_len * 2 * self.num_kv_heads * self.head_dim * like.element_size()
 
-    def attend(self, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """h [B, n, D] and what `keys_and_values` returned -> [B, n, D]."""
+    def attend(self, h: Tensor, keys: Tensor, values: Tensor, *, known: Tensor | None = None) -> Tensor:
+        """h [B, n, D] and what `keys_and_values` returned -> [B, n, D]; each image knows some of its source at least."""
         q = self.query_norm(self.query(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)).to(values.dtype)
-        is_grouped = self.num_kv_heads != self.num_heads
-        mixed = F.scaled_dot_product_attention(q, keys, values, enable_gqa=is_grouped)
+        mask = None if known is None else known[:, None, None]
+        if q.device.type == "cpu" and torch.is_grad_enabled():
+            mixed = _attend_for_gradients(q, keys, values, mask)
+        else:
+            is_grouped = self.num_kv_heads != self.num_heads
+            mixed = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=is_grouped)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _attend_for_gradients(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """As the library's fused attention, whose way back takes several times as long on a processor where keys are few.
+
+    Args:
+        q: [B, N, L, head_dim].
+        keys, values: [B, kv_heads, S, head_dim].
+        mask: bool [B, 1, 1, S], or None: all is seen.
+
+    Returns:
+        [B, N, L, head_dim].
+    """
+    grouped = q.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [B, kv_heads, heads of a key * L, head_dim]
+    scores = (grouped * q.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(-1).to(values.dtype) @ values).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
 
 
 class CrossAttentionStep:

@@ -1,7 +1,7 @@
 """The `model:` section of a recipe for a prior over codes. No torch here."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 CODE_MAPS = ("super_resolution", "edges", "colourise", "denoise", "paired")  # tasks whose sources become codes
 
@@ -14,14 +14,14 @@ class Config:
         tokenizer: run or model folder of the tokenizer of the images. A trained model carries it along and no longer needs it.
         condition_tokenizer: that of the task's sources. None: there is no task, or the sources are tokenized like the images
             (the paper's super-resolution).
+        drop_unused_codes: codes of the tokenizer that never occur in the training images are no codes of the model; one that
+            occurs later becomes the nearest that did (Gu et al. 2022). A trained model carries the map along.
         coordinates: condition on where the window lies in the image (paper, section 3.3: what an otherwise unconditional
             model needs to draw larger images).
         num_coordinates: steps from the first to the last cell of an image.
         window: rows and columns of codes that the transformer sees; larger images are drawn by sliding it. None: the
             whole image.
         order: in which codes are generated; larger images than the window need `raster`.
-        text_dim: dimensions of a text encoder's states that are prepended. None: no text.
-        text_length: most states of a text.
         width: D.
         depth: number of layers.
         num_heads: query heads.
@@ -42,14 +42,15 @@ class Config:
             Without a condition it does nothing.
     """
 
+    takes_text: ClassVar[bool] = True
+
     tokenizer: str | None = None
     condition_tokenizer: str | None = None
+    drop_unused_codes: bool = False
     coordinates: bool = False
     num_coordinates: int = 1024
     window: tuple[int, int] | None = None
     order: Literal["raster", "subsample", "morton", "spiral_in", "spiral_out", "boustrophedon", "random"] = "raster"
-    text_dim: int | None = None
-    text_length: int = 64
     width: int = 256
     depth: int = 8
     num_heads: int = 8
@@ -83,6 +84,8 @@ class Config:
             )
         if task is None and self.condition_tokenizer is not None:
             found.append("model.condition_tokenizer is set, but there is no task that makes sources. Set task.name.")
+        if task is not None and self.drop_unused_codes:
+            found.append("model.drop_unused_codes is for models without a task. Set it to false.")
         if task is not None and self.coordinates:
             found.append("model.coordinates is for models without a task, whose condition says where things are.")
         if self.aligned_condition and task is None and not self.coordinates:
@@ -92,7 +95,7 @@ class Config:
     def problems(self) -> list[str]:
         """Returns what is wrong, one sentence each, every field named."""
         found = []
-        for name in ("width", "depth", "num_heads", "mlp_width", "text_length"):
+        for name in ("width", "depth", "num_heads", "mlp_width"):
             if getattr(self, name) < 1:
                 found.append(f"model.{name} = {getattr(self, name)} must be at least 1.")
         if found:
@@ -113,8 +116,6 @@ class Config:
             found.append(f"model.norm_eps = {self.norm_eps} must be above 0.")
         if self.num_coordinates < 2:
             found.append(f"model.num_coordinates = {self.num_coordinates} must be at least 2.")
-        if self.text_dim is not None and self.text_dim < 1:
-            found.append(f"model.text_dim = {self.text_dim} must be at least 1, or null.")
         if self.window is not None and min(self.window) < 2:
             found.append(f"model.window = {self.window} must be two numbers of at least 2 codes, or null.")
         if self.window is not None and self.order != "raster":

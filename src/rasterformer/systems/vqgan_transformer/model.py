@@ -24,6 +24,8 @@ from rasterformer.nn.attention import Attention
 from rasterformer.nn.blocks import FeedForward, LayerStep, TransformerLayer, make_norm
 from rasterformer.nn.pattern import full_pattern
 from rasterformer.nn.positions import rotary_angles
+from rasterformer.nn.text_input import TextInput
+from rasterformer.recipe import TextConfig
 from rasterformer.systems.vqgan_transformer.config import Config
 from rasterformer.tasks import SourceShape
 
@@ -68,6 +70,7 @@ class CodeTransformer(Autoregressive):
         grid: rows and columns of codes, L = rows * columns.
         vocabulary: sizes.
         condition_grid: rows and columns of the condition's codes. None: there are none.
+        text: how texts are read. None: there are none.
     """
 
     null: nn.Parameter | None
@@ -81,6 +84,7 @@ class CodeTransformer(Autoregressive):
         vocabulary: Vocabulary,
         *,
         condition_grid: tuple[int, int] | None = None,
+        text: TextConfig | None = None,
     ) -> None:
         super().__init__()
         length, width = len(order), config.width
@@ -97,15 +101,17 @@ class CodeTransformer(Autoregressive):
         self.condition_embedding = (
             nn.Embedding(vocabulary.condition, width) if own_tables and vocabulary.condition else None
         )
-        self.text_project = None if config.text_dim is None else nn.Linear(config.text_dim, width)
-        self.text_padding = None if config.text_dim is None else nn.Parameter(torch.zeros(width))
+        self.text_input = None
+        if text is not None:
+            self.text_input = TextInput(width, dim=text.dim, length=text.length, is_bytes=text.encoder == "bytes")
+        self.text_padding = None if text is None else nn.Parameter(torch.zeros(width))
         self.aligned_embedding = nn.Embedding(vocabulary.condition, width) if config.aligned_condition else None
         if config.aligned_condition and condition_grid != grid:
             raise ConfigError(
                 f"model.aligned_condition = true needs a condition of {grid[0]}x{grid[1]} codes like the image's, not "
                 f"{condition_grid}. Use a tokenizer of the same factor, or set it to false."
             )
-        is_conditional = config.text_dim is not None or vocabulary.classes > 0 or condition_grid is not None
+        is_conditional = text is not None or vocabulary.classes > 0 or condition_grid is not None
         drops = config.drop_condition_prob > 0 and is_conditional
         self.null = nn.Parameter(torch.zeros(width)) if drops else None
 
@@ -261,13 +267,12 @@ class CodeTransformer(Autoregressive):
         """What comes first: text, class and codes, or a start token where there is none of them: [B, S, D]."""
         self._check(cond, batch_size)
         parts = []
-        if self.text_project is not None and cond.text is not None and self.text_padding is not None:
-            states = self.text_project(cond.text.to(self.text_project.weight.dtype))
-            if cond.text_known is not None:
-                states = torch.where(cond.text_known[..., None], states, self.text_padding)
-            missing = self.config.text_length - states.shape[1]
-            padding = self.text_padding.expand(batch_size, missing, -1)
-            parts.append(torch.cat([states, padding.to(states.dtype)], 1))
+        if self.text_input is not None and self.text_padding is not None:
+            states, known = self.text_input(cond)
+            padding = self.text_padding.to(states.dtype)
+            missing = self.text_input.length - states.shape[1]
+            states = torch.where(known[..., None], states, padding)
+            parts.append(torch.cat([states, padding.expand(batch_size, missing, -1)], 1))
         if cond.label is not None:
             parts.append((self.class_embedding or self.token_embedding)(cond.label[:, None]))
         if cond.codes is not None:
@@ -311,6 +316,7 @@ class CodeTransformer(Autoregressive):
                 label=cond.label,
                 codes=cond.codes,
                 text=cond.text,
+                text_tokens=cond.text_tokens,
                 text_known=cond.text_known,
                 dropped=dropped.to(x.device),
             )
@@ -324,7 +330,6 @@ class CodeTransformer(Autoregressive):
             )
         for name, kind, count, part in (
             ("label", "classes", self.num_classes, cond.label),
-            ("text", "dimensions of text", self.config.text_dim or 0, cond.text),
             ("codes", "codes of a condition", self.vocabulary.condition, cond.codes),
         ):
             if count and part is None:
@@ -352,16 +357,14 @@ class CodeTransformer(Autoregressive):
                     f"the condition has codes {int(cond.codes.min())}..{int(cond.codes.max())}; they must lie in "
                     f"0..{self.vocabulary.condition - 1}."
                 )
-        if cond.text is not None and (
-            cond.text.shape[2] != self.config.text_dim or cond.text.shape[1] > self.config.text_length
-        ):
-            raise ConfigError(
-                f"text has {list(cond.text.shape[1:])} states; this model takes up to {self.config.text_length} of "
-                f"{self.config.text_dim} dimensions."
-            )
+        for part in (cond.text, cond.text_tokens):
+            if part is not None and self.text_input is None:
+                raise ConfigError("text was given, but this model was trained without texts. Leave it out.")
+            if part is not None and len(part) != batch_size:
+                raise ConfigError(f"text has {len(part)} entries for {batch_size} images. Give one for each.")
 
     def _count_condition(self) -> int:
-        count = self.config.text_length if self.text_project is not None else 0
+        count = 0 if self.text_input is None else self.text_input.length
         count += 1 if self.num_classes else 0
         count += 0 if self.condition_grid is None else self.condition_grid[0] * self.condition_grid[1]
         return count or 1  # the start token
@@ -390,6 +393,7 @@ def build(
     image_size: int,
     num_classes: int,
     source: SourceShape | None = None,
+    text: TextConfig | None = None,
     tokenizers: Mapping[str, CodeCodec] | None = None,
 ) -> tuple[CodeCodec, CodeTransformer]:
     """Makes codec and network, with fresh weights from torch's current random state.
@@ -399,6 +403,7 @@ def build(
         image_size: side of the images, pixels.
         num_classes: classes to condition on; 0 for none.
         source: shape of the task's source images. None: there is no task.
+        text: how texts are read. None: there are none.
         tokenizers: `tokenizer`, for images of image_size in raster order, and `condition_tokenizer`, for sources at the
             size at which they are tokenized.
 
@@ -440,5 +445,6 @@ def build(
         pictures=images.pictures,
         num_labels=images.num_labels,
         order=order if window == images.grid else None,
+        used=None if images.used is None else images.used.used,
     )
-    return codec, CodeTransformer(config, order, window, vocabulary, condition_grid=condition_grid)
+    return codec, CodeTransformer(config, order, window, vocabulary, condition_grid=condition_grid, text=text)
