@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rasterformer.code_sets import make_code_set
-from rasterformer.data.codes import load_codes, save_codes
+from rasterformer.code_sets import compacted, count_codes, make_code_set
+from rasterformer.codecs.vq.used import UsedCodes, used_codes
+from rasterformer.data.codes import CodeSet, load_codes, save_codes
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError, DataError, ShapeError
 from rasterformer.interfaces import Batch
@@ -159,3 +160,40 @@ def test_images_of_another_size_than_a_multiple_of_the_factor_are_refused(
             mirror=False,
             use_labels=False,
         )
+
+
+def toy_codes() -> CodeSet:
+    """Images of two codes and their mirror images: 6 codes, of which 0, 2 and 5 occur."""
+    codes = torch.tensor([[[[2, 0]], [[0, 2]]], [[[5, 2]], [[2, 5]]]] * 40, dtype=torch.int16)
+    return CodeSet(
+        codes=codes, condition=codes[..., :1], labels=None, class_names=(), names=("a", "b") * 40, captions=None,
+        vocab_size=6, condition_vocab_size=6, tokenizer="77ee", condition_tokenizer="77ee", images="ab" * 32,
+        preprocessing="none",
+    )  # fmt: skip
+
+
+def test_codes_are_counted_over_all_images_and_variants() -> None:
+    assert count_codes(toy_codes()).tolist() == [80, 0, 160, 0, 0, 80]
+
+
+def test_compacted_codes_are_numbers_of_those_that_occur_and_the_condition_stays() -> None:
+    """2 is left out as well: on the line of vectors it lies at 5."""
+    code_set = toy_codes()
+    vectors = torch.tensor([[0.0], [9.0], [4.0], [9.0], [9.0], [5.0]])
+    assert used_codes(count_codes(code_set)).tolist() == [0, 2, 5]
+    found = compacted(code_set, UsedCodes(torch.tensor([0, 5]), vectors))
+    assert found.codes[:2].tolist() == [[[[1, 0]], [[0, 1]]], [[[1, 1]], [[1, 1]]]]
+    assert found.vocab_size == 2 and found.codes.shape == code_set.codes.shape
+    assert found.condition is not None and code_set.condition is not None
+    assert torch.equal(found.condition, code_set.condition) and found.condition_vocab_size == 6
+    assert (found.names, found.tokenizer) == (code_set.names, "77ee")
+
+
+def test_codes_outside_of_the_vocabulary_are_not_counted() -> None:
+    with pytest.raises(DataError, match="codes go from 0 to 5; this codebook has 0 to 4"):
+        count_codes(replace(toy_codes(), vocab_size=5))
+
+
+def test_used_codes_of_another_codebook_are_refused() -> None:
+    with pytest.raises(DataError, match="the codes are of 6, but used codes of 7 are given"):
+        compacted(toy_codes(), UsedCodes(torch.tensor([0, 2, 5]), torch.zeros(7, 1)))

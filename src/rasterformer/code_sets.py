@@ -1,4 +1,7 @@
-"""From images to the codes that a prior learns from: what `rasterformer tokenize` writes, and training keeps in memory."""
+"""From images to the codes that a prior learns from: what `rasterformer tokenize` writes, and training keeps in memory.
+
+A prior may number only the codes that occur: `count_codes` says which, `compacted` numbers them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rasterformer.codecs.vq.usage import CodeUsage
+from rasterformer.codecs.vq.used import UsedCodes
 from rasterformer.data.codes import CodeSet
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError, DataError
@@ -88,6 +93,41 @@ def make_code_set(
         images=images.fingerprint,
         preprocessing=images.preprocessing,
     )
+
+
+def count_codes(code_set: CodeSet) -> Tensor:
+    """Returns how often each code occurs in all variants of all images, int64 [K].
+
+    Raises:
+        DataError: a code is not in 0..K-1.
+    """
+    usage = CodeUsage(code_set.vocab_size)
+    for part in code_set.codes.split(IMAGES_AT_A_TIME):
+        usage.add(part.long())
+    return usage.counts
+
+
+def compacted(code_set: CodeSet, used: UsedCodes) -> CodeSet:
+    """Returns the set with its codes numbered 0..K'-1; condition and all else stay. For training, not for a file.
+
+    The tokenizer's fingerprint stays too, which promises readers of a codes file the tokenizer's numbers.
+
+    Args:
+        code_set: by the tokenizer's numbers.
+        used: of the same tokenizer.
+
+    Returns:
+        CodeSet with int32 codes and the vocabulary K'.
+
+    Raises:
+        DataError: `used` is of a codebook of another size.
+    """
+    if len(used.to_compact) != code_set.vocab_size:
+        raise DataError(
+            f"the codes are of {code_set.vocab_size}, but used codes of {len(used.to_compact)} are given: of another tokenizer."
+        )
+    codes = torch.cat([used.compact(part).int() for part in code_set.codes.split(IMAGES_AT_A_TIME)])
+    return replace(code_set, codes=codes, vocab_size=len(used))
 
 
 def _mirrored(batch: Batch) -> Batch:

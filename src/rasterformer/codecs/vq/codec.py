@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rasterformer.codecs.vq.autoencoder import VQAutoencoder
+from rasterformer.codecs.vq.used import UsedCodes, codebook_vectors
 from rasterformer.errors import ShapeError
 from rasterformer.interfaces import Codec
 
@@ -62,9 +63,15 @@ class CodeCodec(Codec):
         pictures: what the images are.
         num_labels: classes of labels.
         order: int64 [L], raster index of the i-th generated code. None: raster order.
+        used: int64 [K'], the tokenizer's numbers of the codes that occur, rising; codes are then numbered 0..K'-1 here,
+            and others become the nearest of them. None: all codes, by the tokenizer's numbers.
+
+    Attributes:
+        used: what turns the tokenizer's numbers into those here. None: they are the same.
 
     Raises:
-        ShapeError: image_size is no multiple of the factor.
+        ShapeError: image_size is no multiple of the factor, or used is not int64 [K'].
+        DataError: used is empty, does not rise or holds what is no code.
     """
 
     lossless = False
@@ -77,12 +84,14 @@ class CodeCodec(Codec):
         pictures: Pictures = "rgb",
         num_labels: int | None = None,
         order: Tensor | None = None,
+        used: Tensor | None = None,
     ) -> None:
         factor = autoencoder.factor
         if image_size % factor:
             raise ShapeError(f"images of {image_size} pixels are no multiple of the tokenizer's factor {factor}.")
         self.autoencoder, self.pictures, self.num_labels = autoencoder, pictures, num_labels
-        self.vocab_size: int = autoencoder.quantiser.vocab_size
+        self.used = None if used is None else UsedCodes(used, codebook_vectors(autoencoder.quantiser))
+        self.vocab_size: int = autoencoder.quantiser.vocab_size if self.used is None else len(self.used)
         self.image_shape = (3, image_size, image_size)
         self.grid = (image_size // factor, image_size // factor)
         self.x_shape = (self.grid[0] * self.grid[1], 1)
@@ -121,15 +130,23 @@ class CodeCodec(Codec):
         """Codes in generation order, [B, L, 1] -> on the grid, [B, h, w]."""
         return x[:, self.rank.to(x.device), 0].unflatten(1, self.grid)
 
+    def from_tokenizer(self, codes: Tensor) -> Tensor:
+        """Codes by the tokenizer's numbers, any shape -> by the numbers used here."""
+        return codes if self.used is None else self.used.compact(codes)
+
+    def to_tokenizer(self, codes: Tensor) -> Tensor:
+        """Codes by the numbers used here, any shape -> by the tokenizer's."""
+        return codes if self.used is None else self.used.expand(codes)
+
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] of any size that is a multiple of the factor -> int64 [B, h, w], on the autoencoder's device."""
         device = self.autoencoder.last_layer.device
         seen = network_input(images.to(device), self.pictures, self.num_labels)
-        return self.autoencoder.quantiser.nearest(self.autoencoder.encode(seen))
+        return self.from_tokenizer(self.autoencoder.quantiser.nearest(self.autoencoder.encode(seen)))
 
     @torch.no_grad()
     def images(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w], any size -> uint8 [B, 3, H, W]."""
-        values = self.autoencoder.quantiser.lookup(codes.to(self.autoencoder.last_layer.device))
+        values = self.autoencoder.quantiser.lookup(self.to_tokenizer(codes.to(self.autoencoder.last_layer.device)))
         return to_pictures(self.autoencoder.decode(values), self.pictures)
