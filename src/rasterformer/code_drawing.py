@@ -26,6 +26,7 @@ from rasterformer.code_images import (
 )
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import source_of_picture
+from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
 from rasterformer.tokenizer import IMAGES_AT_A_TIME
@@ -87,6 +88,7 @@ def complete_codes(
     cond: Cond,
     options: SampleOptions,
     seed: int,
+    more: CodeOptions,
     *,
     candidates: int,
     precision: Precision,
@@ -101,6 +103,8 @@ def complete_codes(
         raise ShapeError(f"known is {mask.dtype} {list(mask.shape)}; it must be torch.bool {list(images.shape[2:])}.")
     if candidates < 1:
         raise ConfigError(f"candidates = {candidates} must be at least 1.")
+    if candidates > 1 and isinstance(system.model, CodeDenoiser):
+        raise ConfigError(f"candidates = {candidates}, but a diffusion model sees all that is known already. Leave it out.")
     if candidates > 1 and window_of(system) != system.codec.grid:
         raise ConfigError(
             f"candidates = {candidates} needs a model that sees the whole image at once; this one slides a window over it."
@@ -113,7 +117,9 @@ def complete_codes(
     image_of = torch.arange(len(images)).repeat_interleave(each)  # of every filling
     x, given = system.codec.to_x(codes)[image_of], system.codec.to_x(where)[..., 0][image_of]
     parts, fixed = cond.rows(image_of.to(system.device)), where[image_of]
-    model, plan = system.plan_drawing(total * candidates, batch_size=batch_size, precision=precision, parallel=parallel)
+    model, plan = system.plan_drawing(
+        total * candidates, batch_size=batch_size, precision=precision, parallel=parallel, more=more
+    )
     results: list[Tensor] = []
     for some in batches_of(total, max(1, plan.batch_size // candidates)):  # of results, each with its candidates
         filled = []
@@ -127,7 +133,7 @@ def complete_codes(
                     None,
                     system.codec.grid,
                     options=options,
-                    more=CodeOptions(),
+                    more=more,
                     rng=image_generators(seed, rows.stop - rows.start, first=rows.start),
                     known=Known(x[rows], given[rows]),
                     parallel=parallel,
@@ -148,7 +154,7 @@ def complete_codes(
 
 def _chosen(
     system: System,
-    model: Autoregressive,
+    model: Autoregressive | CodeDenoiser,
     filled: Tensor,
     cond: Cond,
     fixed: Tensor,

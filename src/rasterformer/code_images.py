@@ -1,10 +1,11 @@
-"""Images from a model over codes: a grid of any size, drawn at once or by a sliding window, decoded in tiles.
+"""Images from a model over codes: a grid of any size, drawn at once or window by window, decoded in tiles; and its likelihood.
 
 `System` calls these for models with a tokenizer; those of pixels draw in `autoregressive/` and `image_to_image.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,11 @@ from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.codecs.vq.tiles import decode_in_tiles, encode_in_tiles
 from rasterformer.conditioning.coordinates import coordinate_codes
 from rasterformer.conditioning.resize import enlarge
+from rasterformer.diffusion.bound import bound_nats
+from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.diffusion.draw import draw_codes as diffuse_codes
+from rasterformer.diffusion.fill import fill_grid
+from rasterformer.diffusion.options import DiffusionOptions, Order
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
 from rasterformer.tasks import SuperResolution
@@ -37,12 +43,29 @@ class CodeOptions:
     Args:
         size: height and width of the images, pixels; multiples of the tokenizer's factor. None: those of the training.
         guidance_scale: 1 draws from the model; above it the condition counts more (Ho & Salimans 2022).
-        window_stride: a sliding window moves on by so many codes; 1 is the paper's, more is faster.
+        window_stride: a sliding window moves on by so many codes; more is faster. None: 1, the paper's; of a diffusion model half
+            a window.
+        steps, order, purity_weight: of a diffusion model, see `DiffusionOptions`.
     """
 
     size: tuple[int, int] | None = None
     guidance_scale: float = 1.0
-    window_stride: int = 1
+    window_stride: int | None = None
+    steps: int | None = None
+    order: Order = "posterior"
+    purity_weight: float = 0.0
+
+    def of_diffusion(self, options: SampleOptions) -> DiffusionOptions:
+        """All that a diffusion model takes."""
+        return DiffusionOptions(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            steps=self.steps,
+            order=self.order,
+            purity_weight=self.purity_weight,
+            guidance_scale=self.guidance_scale,
+        )
 
 
 def grid_of(system: System, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -67,7 +90,7 @@ def grid_of(system: System, size: tuple[int, int] | None) -> tuple[int, int]:
             f"size = {size[0]}x{size[1]} pixels is smaller than the model's window of {window[0] * factor}x"
             f"{window[1] * factor} pixels. Draw at least that, and cut."
         )
-    if grid != window and system.recipe.model.order != "raster":
+    if grid != window and not isinstance(system.model, CodeDenoiser) and system.recipe.model.order != "raster":
         raise ConfigError(
             f"images of other sizes than the model's own are drawn by a window that slides in raster order, but this model has "
             f"model.order = {system.recipe.model.order!r}."
@@ -89,7 +112,12 @@ def source_multiple(system: System) -> int:
 def window_of(system: System) -> tuple[int, int]:
     """Rows and columns of codes that the model sees."""
     codec, _ = _parts(system)
-    return system.recipe.model.window or codec.grid
+    return getattr(system.recipe.model, "window", None) or codec.grid
+
+
+def is_told_places(system: System) -> bool:
+    """Whether the model is conditioned on where its window lies in the image."""
+    return getattr(system.recipe.model, "coordinates", False)
 
 
 def order_of(system: System) -> Tensor:
@@ -124,7 +152,7 @@ def condition_codes(system: System, source: Tensor, size: tuple[int, int]) -> Te
 
 def draw_codes(
     system: System,
-    model: Autoregressive,
+    model: Autoregressive | CodeDenoiser,
     cond: Cond,
     condition: Tensor | None,
     grid: tuple[int, int],
@@ -133,6 +161,7 @@ def draw_codes(
     more: CodeOptions,
     rng: Sequence[torch.Generator],
     known: Known | None = None,
+    start: tuple[Tensor, int] | None = None,
     parallel: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -147,7 +176,8 @@ def draw_codes(
         options, more: how.
         rng: B generators.
         known: codes that are given, of the whole grid in generation order.
-        parallel: several codes per pass; the same codes. Not with a sliding window.
+        start: of a diffusion model: codes int64 [B, L, 1] of images of its own size, and the level of noise to put on them first.
+        parallel: several codes per pass; the same codes. Not with a sliding window, and not by a diffusion model.
         on_step: told (codes done, codes in all) of an image.
 
     Returns:
@@ -155,6 +185,27 @@ def draw_codes(
     """
     codec, _ = _parts(system)
     window, count, device = window_of(system), len(rng), next(model.parameters()).device
+    told = None if on_step is None else lambda done, every: on_step(done // count, every // count)  # of an image
+    if isinstance(model, CodeDenoiser):
+        assert not parallel, "System.plan_drawing refuses it"
+        how = more.of_diffusion(options)
+        if grid == window:
+            x = diffuse_codes(model, cond, count, options=how, rng=rng, known=known, start=start, on_step=told)
+            return x[..., 0].unflatten(1, grid)
+        x = torch.zeros(count, *grid, dtype=torch.int64, device=device) if known is None else known.x[..., 0].unflatten(1, grid)
+        where = torch.zeros_like(x, dtype=torch.bool) if known is None else known.where.unflatten(1, grid)
+        return fill_grid(
+            model,
+            x.to(device),
+            where.to(device),
+            window,
+            cond=cond,
+            options=how,
+            rng=rng,
+            stride=more.window_stride,
+            on_step=told,
+        )
+    assert start is None, "System.vary refuses models that are no diffusion models"
     condition = _condition_map(system, condition, grid, count)
     if more.guidance_scale != 1.0:
         model = Guided(model, more.guidance_scale)
@@ -171,7 +222,6 @@ def draw_codes(
         return codec.to_grid(x) if grid == codec.grid else x[..., 0].unflatten(1, grid)
     if parallel:
         raise ConfigError("parallel draws images of the model's own size only. Leave it out.")
-    told = None if on_step is None else lambda done, every: on_step(done // count, every // count)
     x = draw_in_windows(
         model,
         grid,
@@ -181,32 +231,50 @@ def draw_codes(
         options=options,
         rng=rng,
         known=known,
-        stride=more.window_stride,
+        stride=more.window_stride or 1,
         on_step=told,
     )
     return x[..., 0].unflatten(1, grid)
 
 
 def decode(system: System, codes: Tensor) -> Tensor:
-    """Codes int64 [B, h, w] -> uint8 [B, 3, H, W] on the CPU, in tiles where they are many."""
-    _, tokenizer = _parts(system)
-    return decode_in_tiles(tokenizer.autoencoder, codes, pictures=tokenizer.recipe.model.pictures)
+    """Codes int64 [B, h, w], by the model's numbers -> uint8 [B, 3, H, W] on the CPU, in tiles where they are many."""
+    codec, tokenizer = _parts(system)
+    return decode_in_tiles(tokenizer.autoencoder, codec.to_tokenizer(codes), pictures=tokenizer.recipe.model.pictures)
 
 
-def code_nats(system: System, images: Tensor, cond: Cond, condition: Tensor | None) -> Tensor:
+def code_nats(
+    system: System, images: Tensor, cond: Cond, condition: Tensor | None, *, levels: int | None = None
+) -> Tensor:
     """Negative log-likelihood of every code of images at the model's size, float32 [B, h, w]; no likelihood of pixels.
+
+    Of a diffusion model: each code's share of an upper bound, estimated from so many levels of noise (all of them with None).
 
     Where the model sees a window, the image is cut into windows, each scored by itself; what is left over at the end of a side is
     scored in a window that reaches back, and counted once.
     """
     codec, _ = _parts(system)
     codes = codec.codes(images)
-    return grid_nats(system, system.model, codes, cond, condition)
+    return grid_nats(system, system.model, codes, cond, condition, levels=levels)
 
 
 @torch.no_grad()
-def grid_nats(system: System, model: Autoregressive, codes: Tensor, cond: Cond, condition: Tensor | None) -> Tensor:
+def grid_nats(
+    system: System,
+    model: Autoregressive | CodeDenoiser,
+    codes: Tensor,
+    cond: Cond,
+    condition: Tensor | None,
+    *,
+    levels: int | None = None,
+) -> Tensor:
     """As `code_nats`, from codes int64 [B, h, w] and the codes of their condition, int64 [B, hc, wc]."""
+    if isinstance(model, CodeDenoiser):
+        x = codes.flatten(1)[..., None]
+        rng = [_noise_of(image) for image in x]
+        drawn = model.process.num_steps if levels is None else levels
+        nats = bound_nats(model, x.to(next(model.parameters()).device), cond, rng=rng, levels=drawn)
+        return nats.unflatten(1, codes.shape[1:])
     grid, window, order = (int(codes.shape[1]), int(codes.shape[2])), window_of(system), order_of(system)
     device = next(model.parameters()).device
     codes = codes.to(device)
@@ -233,23 +301,25 @@ def known_codes(system: System, images: Tensor, known: Tensor) -> tuple[Tensor, 
         known: bool [B, H, W], pixels.
 
     Returns:
-        int64 [B, h, w] and bool [B, h, w]. Codes are made from the images with unknown pixels set to the mean of the known ones,
-        so that nothing that is unknown can be seen in them beyond the reach of the encoder.
+        int64 [B, h, w], by the model's numbers, and bool [B, h, w]. Codes are made from the images with unknown pixels set to the
+        mean of the known ones, so that nothing that is unknown can be seen in them beyond the reach of the encoder.
     """
-    _, tokenizer = _parts(system)
+    codec, tokenizer = _parts(system)
     f = tokenizer.factor
     shown = images.float()
     count = known.sum((1, 2)).clamp(min=1)
     mean = (shown * known[:, None]).sum((2, 3)) / count[:, None]
     filled = torch.where(known[:, None], shown, mean[:, :, None, None]).round().to(torch.uint8)
     cells = known.unflatten(1, (-1, f)).unflatten(3, (-1, f))  # [B, h, f, w, f]
-    return tokenizer.encode(filled), cells.all(4).all(2)
+    own_size = images.shape[2:] == (system.image_size, system.image_size)
+    codes = tokenizer.encode(filled) if own_size else encode_in_tiles(tokenizer.codec(), filled).cpu()
+    return codec.from_tokenizer(codes), cells.all(4).all(2)
 
 
 def _condition_map(system: System, condition: Tensor | None, grid: tuple[int, int], count: int) -> Tensor | None:
     """The codes of the condition, int64 [B, hc, wc]: those given, or the places of the cells where the model is told them."""
     _, tokenizer = _parts(system)
-    if not system.recipe.model.coordinates:
+    if not is_told_places(system):
         return condition
     places = coordinate_codes(grid, tokenizer.factor, system.recipe.model.num_coordinates)
     return places.expand(count, -1, -1)
@@ -271,6 +341,12 @@ def _in_window(
         for at, length, side, whole in zip(corner, window, condition.shape[1:], grid, strict=True)
     )
     return replace(cond, codes=condition[:, rows, cols].flatten(1).to(device))
+
+
+def _noise_of(codes: Tensor) -> torch.Generator:
+    """The stream that an image's bound is estimated with, from its codes: the same in every batch and under every condition."""
+    digest = hashlib.sha256(codes.cpu().long().contiguous().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,13 @@ from rasterformer import registry
 from rasterformer.checkpoint import Stored, check_weights, read_model
 from rasterformer.errors import ConfigError
 from rasterformer.recipe_file import recipe_from_dict
-from rasterformer.system import System
+from rasterformer.system import USED_CODES, System
 from rasterformer.tokenizer import Tokenizer
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None) -> System:
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, text_folder: str | Path | None = None
+) -> System:
     """Loads a model folder, a run folder or a checkpoint, in evaluation mode.
 
     Of a run its finished model is taken, or else its newest checkpoint that verifies; of a checkpoint the averaged
@@ -23,10 +26,12 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Syste
     Args:
         path: the folder.
         device: where the weights go. None: a CUDA device where there is one, else the processor.
+        text_folder: where the text encoder that the model was trained with lies now (`text.encoder: folder`). None: where it
+            lay then.
 
     Raises:
         CheckpointError: there is no such folder, a file is damaged, or the weights do not fit the recipe.
-        ConfigError: it is a tokenizer, which is loaded by `load_tokenizer`.
+        ConfigError: it is a tokenizer, which is loaded by `load_tokenizer`; or text_folder is given and it reads none.
     """
     stored = read_model(path)
     config, where = stored.config, f"{stored.folder}/config.json"
@@ -36,12 +41,17 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Syste
             "load_tokenizer, or train a prior on it: rasterformer train vqgan-prior --model.tokenizer ..."
         )
     recipe = recipe_from_dict(config["recipe"], where=where)
+    if text_folder is not None:
+        if recipe.text is None or recipe.text.encoder != "folder":
+            raise ConfigError(f"text_folder = {str(text_folder)!r}: {path} reads texts by no folder. Leave it out.")
+        recipe = replace(recipe, text=replace(recipe.text, folder=str(text_folder)))
     tokenizers = _tokenizers(stored)
     system = System.create(
         recipe,
         class_names=config.get("class_names", ()),
         num_classes=config["num_classes"],
         tokenizers=tokenizers,
+        used_codes=stored.tensors.get(USED_CODES, {}).get("used"),
     )
     system.trained_on_text = config.get("text_encoder")
     check_weights(system.model, stored.tensors["model"], str(stored.folder))

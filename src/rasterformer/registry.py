@@ -2,8 +2,9 @@
 
 A system's package holds `config.py` (a frozen dataclass `Config`, no torch) and `model.py`. A new system is one folder and one
 line here. `build` of a generative system makes its codec and its network:
-`build(config, *, image_size, num_classes, source) -> (Codec, Autoregressive)`, with `tokenizers` besides where it is trained on
-their codes. A tokenizer turns images into codes; its `build(config)` makes a VQAutoencoder, and its `TokenizerLoss` trains it.
+`build(config, *, image_size, num_classes, source) -> (Codec, ImageModel)`, with `tokenizers` besides where it is trained on
+their codes, and `text` (a `TextConfig`, or None) where it reads captions, which its `Config` says by `takes_text = True`. A
+tokenizer turns images into codes; its `build(config)` makes a VQAutoencoder, and its `TokenizerLoss` trains it.
 """
 
 import importlib
@@ -15,6 +16,7 @@ from rasterformer.errors import ConfigError, did_you_mean
 SYSTEMS: dict[str, str] = {
     "image_transformer": "rasterformer.systems.image_transformer",
     "vqgan_transformer": "rasterformer.systems.vqgan_transformer",
+    "vq_diffusion": "rasterformer.systems.vq_diffusion",
 }
 TOKENIZERS: dict[str, str] = {
     "vqgan": "rasterformer.systems.vqgan",

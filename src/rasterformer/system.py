@@ -19,7 +19,6 @@ from torch import Tensor
 from rasterformer import code_images, registry
 from rasterformer.autoregressive import memory
 from rasterformer.autoregressive.complete import known_prefix, parse_known
-from rasterformer.autoregressive.guidance import Guided
 from rasterformer.autoregressive.memory import DrawingPlan, available_bytes
 from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.autoregressive.parallel import draw_in_parallel
@@ -29,14 +28,18 @@ from rasterformer.autoregressive.window import AT_ONCE
 from rasterformer.batches import OnImages, batches_of, collected, in_parts
 from rasterformer.checkpoint import save_model_folder
 from rasterformer.code_drawing import complete_codes, transform_codes
+from rasterformer.code_filling import fill_pictures, vary_images
 from rasterformer.code_images import CodeOptions
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import make_source, masked_source, source_generators, source_of_picture
-from rasterformer.conditioning.text import TextEncoder
+from rasterformer.conditioning.text import load_text_encoder
+from rasterformer.conditioning.text_encoder import TextEncoder
 from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
+from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.diffusion.options import Order
 from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
@@ -58,6 +61,9 @@ from rasterformer.tasks import (
 )
 from rasterformer.tokenizer import Tokenizer, load_tokenizer
 
+USED_CODES = "used_codes"  # group of a checkpoint: the tokenizer's numbers of the codes that the model knows
+NO_DIFFUSION: dict[str, Any] = {"steps": None, "order": "posterior", "purity_weight": 0.0}
+LEVELS = 20  # of noise, drawn for each image to estimate a bound
 MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
 
 Images = Tensor | Sequence[Image.Image]
@@ -72,18 +78,19 @@ class System:
     Args:
         recipe: what it was trained by.
         codec: images <-> symbols: pixels, or the codes of a tokenizer.
-        model: the network, in evaluation mode when loaded.
+        model: the network, in evaluation mode when loaded: autoregressive, or a diffusion model over codes.
         class_names: () for a model without classes.
         steps: optimiser steps behind the weights.
         origin: where it was loaded from, for people.
         tokenizers: of a model over codes: `tokenizer`, and `condition_tokenizer` where its task's sources have one.
         text_encoder: of a model with captions; loaded when it is first needed.
-        trained_on_text: fingerprint of the text encoder that it was trained with. None: not trained yet, or no captions.
+        trained_on_text: fingerprint of the text encoder (or of the form of bytes) that it was trained with. None: not trained
+            yet, or no captions.
     """
 
     recipe: Recipe
     codec: PixelCodec | CodeCodec
-    model: Autoregressive
+    model: Autoregressive | CodeDenoiser
     class_names: tuple[str, ...] = ()
     steps: int = 0
     origin: str = "new"
@@ -99,6 +106,7 @@ class System:
         class_names: Sequence[str] = (),
         num_classes: int | None = None,
         tokenizers: Mapping[str, Tokenizer] | None = None,
+        used_codes: Tensor | None = None,
     ) -> System:
         """Builds an untrained system; its weights are drawn by `training.seed` and nothing else.
 
@@ -107,14 +115,17 @@ class System:
             class_names: classes to condition on.
             num_classes: where the classes have no names. None: as many as class_names.
             tokenizers: of a model over codes. None: those that the recipe names are loaded.
+            used_codes: int64 [K'], the codes that occur in the training images, for a model that drops the others. None: all.
 
         Raises:
             ConfigError: the recipe describes no network, or images and tokenizer do not fit.
             CheckpointError: a tokenizer that the recipe names cannot be loaded.
         """
         classes = len(class_names) if num_classes is None else num_classes
-        loaded = dict(tokenizers) if tokenizers else _load_tokenizers(recipe)
-        parts = {} if not loaded else {"tokenizers": _codecs(recipe, loaded)}
+        loaded = dict(tokenizers) if tokenizers else load_tokenizers(recipe)
+        parts: dict[str, Any] = {} if not loaded else {"tokenizers": _codecs(recipe, loaded, used_codes)}
+        if recipe.text is not None:
+            parts["text"] = recipe.text
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             codec, model = registry.model_module(recipe.system).build(
@@ -168,7 +179,10 @@ class System:
         parallel: bool = False,
         size: tuple[int, int] | None = None,
         guidance_scale: float = 1.0,
-        window_stride: int = 1,
+        window_stride: int | None = None,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
         text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
@@ -194,7 +208,9 @@ class System:
                 a sliding window. None: as trained.
             guidance_scale: above 1 the condition counts more than it did in training; models over codes that were trained with
                 `drop_condition_prob`.
-            window_stride: the sliding window moves on by so many codes; 1 is the paper's rule, more is faster.
+            window_stride: the sliding window moves on by so many codes; more is faster. None: 1, the paper's rule; of a diffusion
+                model half a window.
+            steps, order, purity_weight: of a diffusion model over codes, see `DiffusionOptions`.
             text: for all or one for each, for models that were trained with captions.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             on_step: told (positions done, positions in all) over all batches.
@@ -205,7 +221,7 @@ class System:
         """
         self._need_no_source("sample")
         options = SampleOptions(temperature, top_k, top_p)
-        more = CodeOptions(size, guidance_scale, window_stride)
+        more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
         cond = self._cond(label, n, seed, first=first, text=text)
         model, plan = self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
         batches = self.draw_batches(
@@ -247,6 +263,10 @@ class System:
         precision: Precision = "float32",
         parallel: bool = False,
         candidates: int = 1,
+        guidance_scale: float = 1.0,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
         text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
@@ -263,7 +283,9 @@ class System:
             temperature, top_k, top_p, seed, batch_size, precision, parallel, as_tensor, on_step: as in `sample`.
             candidates: of a model over codes and a mask with known codes after unknown ones: so many fillings are drawn for each
                 result, and one of them is chosen with the probability that it gives to the known codes after it (sampling,
-                importance resampling; exact in the limit). 1: what comes after is not looked at.
+                importance resampling; exact in the limit). 1: what comes after is not looked at. A diffusion model sees all
+                that is known, and takes 1 only.
+            guidance_scale, steps, order, purity_weight: as in `sample`.
             text: as in `sample`, for all or one for each of the B images.
             on_images: as in `sample`; the images are those of the first image, then those of the second, and so on.
 
@@ -291,6 +313,7 @@ class System:
                 cond,
                 SampleOptions(temperature, top_k, top_p),
                 seed,
+                CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
                 candidates=candidates,
                 precision=precision,
                 batch_size=batch_size,
@@ -299,6 +322,7 @@ class System:
                 on_images=on_images,
             )
             return result if as_tensor else [to_pil(row) for row in result]
+        self._need_codes(CodeOptions(None, guidance_scale, None, steps, order, purity_weight))
         if candidates != 1 or text is not None:
             raise ConfigError(
                 "candidates and text are for models over codes, and this one draws pixels. Leave them out."
@@ -332,7 +356,10 @@ class System:
         batch_size: int | None = None,
         precision: Precision = "float32",
         guidance_scale: float = 1.0,
-        window_stride: int = 1,
+        window_stride: int | None = None,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
         text: str | Sequence[str] | None = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
@@ -340,7 +367,8 @@ class System:
     ) -> list[Any]:
         """Draws images from source images, n from each: what the model's task makes of them.
 
-        Sources larger than the model's are drawn in overlapping tiles, each of which sees what was drawn before it.
+        Sources larger than the model's are drawn in overlapping tiles, each of which sees what was drawn before it. A diffusion
+        model over codes fills in any mask, and was trained for no task.
 
         Args:
             images: Pillow images of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
@@ -350,8 +378,8 @@ class System:
             temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
             tile: draw sources that are larger than the model's in tiles. False: refuse them.
             overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
-            guidance_scale, window_stride: as in `sample`; a model over codes draws larger sources by a sliding window, not in
-                tiles.
+            guidance_scale, window_stride, steps, order, purity_weight: as in `sample`; a model over codes draws larger sources by
+                a sliding window, not in tiles.
             text: as in `sample`, for all or one for each of the B images.
             as_tensor: return tensors instead of Pillow images.
             on_step: told (positions done, positions in all) of all tiles.
@@ -378,7 +406,8 @@ class System:
         if known is not None and len(known) != len(pictures):
             raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
         cond = self._cond(label, len(pictures), seed, text=text)
-        more = CodeOptions(guidance_scale=guidance_scale, window_stride=window_stride)
+        more = CodeOptions(None, guidance_scale, window_stride, steps, order, purity_weight)
+        self._need_codes(more)
         if self.tokenizer is not None:
             if overlap is not None:
                 raise ConfigError(
@@ -390,13 +419,13 @@ class System:
                     f"{shape.size}. Let it be drawn by a sliding window, or reduce it."
                 )
             options = SampleOptions(temperature, top_k, top_p)
-            results = transform_codes(
-                self,
-                pictures, n, cond, options, seed, more, precision=precision, batch_size=batch_size, on_step=on_step,
-                on_images=on_images
-            )  # fmt: skip
+            told: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "on_step": on_step, "on_images": on_images}
+            if isinstance(self.model, CodeDenoiser):
+                assert known is not None, "asked for above"
+                results = fill_pictures(self, pictures, known, n, cond, options, seed, more, **told)
+            else:
+                results = transform_codes(self, pictures, n, cond, options, seed, more, **told)
             return results if as_tensor else [to_pil(result) for result in results]
-        self._need_codes(more)
         assert isinstance(self.codec, PixelCodec), "a model without a tokenizer works on pixels"
         canvases = []
         for k, picture in enumerate(pictures):
@@ -414,14 +443,15 @@ class System:
         model, plan = self.plan_drawing(
             min(pieces, largest * len(pictures)), batch_size=batch_size, precision=precision, parallel=False
         )
-        done = 0
+        assert isinstance(model, Autoregressive), "a model of pixels"
+        of_pixels, done = model, 0
 
         def draw_pieces(part: Cond, before: Known | None, rng: Sequence[torch.Generator]) -> Tensor:
             nonlocal done
             start, length, count = done, plan.positions, len(rng)
             told = None if on_step is None else lambda d, _: on_step(start * length + d * count, pieces * length)
             options = SampleOptions(temperature, top_k, top_p)
-            x = draw(model, part.to(self.device), count, options=options, rng=rng, known=before, on_step=told)
+            x = draw(of_pixels, part.to(self.device), count, options=options, rng=rng, known=before, on_step=told)
             done += count
             return x
 
@@ -445,20 +475,82 @@ class System:
         return self.transform(images, n=n, temperature=temperature, seed=seed)
 
     def restore(
-        self, images: Images, *, known: Sequence[Tensor], n: int = 1, temperature: float = 1.0, seed: int = 0
+        self, images: Images, *, known: Sequence[Tensor], n: int = 1, temperature: float = 1.0, seed: int = 0, **more: Any
     ) -> list[Any]:
-        """`transform` by a model of in-painting: what a mask says is missing is drawn, n times. More options are there.
+        """`transform` by a model of in-painting, or by a diffusion model over codes: what a mask says is missing is drawn.
 
         Args:
             images: as in `transform`.
             known: bool [h, w] for each image, True where it stays as it is.
             n, temperature, seed: as in `sample`.
+            more: other arguments of `transform`.
 
         Raises:
             ConfigError: the model has another task.
         """
         self._need_task("restore", Inpaint)
-        return self.transform(images, known=known, n=n, temperature=temperature, seed=seed)
+        return self.transform(images, known=known, n=n, temperature=temperature, seed=seed, **more)
+
+    def vary(
+        self,
+        images: Images,
+        *,
+        strength: float = 0.5,
+        n: int = 1,
+        label: Label | Sequence[Label] = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        guidance_scale: float = 1.0,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
+        text: str | Sequence[str] | None = None,
+        as_tensor: bool = False,
+        on_step: OnStep | None = None,
+        on_images: OnImages | None = None,
+    ) -> Any:
+        """Draws images that resemble given ones: noise is put on their codes, and undone by a diffusion model over codes.
+
+        Args:
+            images: as in `complete`.
+            strength: share of the noise levels that are undone, above 0 and up to 1, where nothing of the image is left.
+            n: variations of each image.
+            label, text: as in `sample`, for all or one for each of the B images.
+            temperature, top_k, top_p, seed, batch_size, precision, guidance_scale, steps, order, purity_weight: as in `sample`;
+                steps divide all levels, and those above the strength are left out.
+            as_tensor, on_step, on_images: as in `complete`.
+
+        Returns:
+            B lists of n Pillow images, or uint8 [B, n, 3, H, W].
+
+        Raises:
+            ConfigError: the model is no diffusion model over codes, or an argument is out of range.
+            ShapeError: images of another shape.
+        """
+        if not isinstance(self.model, CodeDenoiser):
+            raise ConfigError("vary undoes noise, which only a diffusion model does. Use complete, or another model.")
+        if n < 1:
+            raise ConfigError(f"n = {n} must be at least 1.")
+        pixels = self.to_tensor(images)
+        result = vary_images(
+            self,
+            pixels,
+            n,
+            self._cond(label, len(pixels), seed, text=text),
+            SampleOptions(temperature, top_k, top_p),
+            seed,
+            CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
+            strength=strength,
+            precision=precision,
+            batch_size=batch_size,
+            on_step=on_step,
+            on_images=on_images,
+        )
+        return result if as_tensor else [to_pil(row) for row in result]
 
     def colourise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
         """`transform` by a model of colourisation; of images in colour only the luma is used. More options are there.
@@ -509,6 +601,7 @@ class System:
                 "the likelihood of pixels was asked for, but this model gives one of codes only, from which pixels do not follow "
                 "exactly: bits/dim would be a lie. Use code_nats: nats per code."
             )
+        assert isinstance(self.model, Autoregressive), "a model of pixels"
         x = self.codec.encode(images).to(self.device)
         return self.codec.image_of(symbol_nats(self.model, x, (cond or Cond()).to(self.device))).cpu()
 
@@ -620,8 +713,11 @@ class System:
         }
 
     def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights of the tokenizers, by name."""
-        return {name: dict(part.autoencoder.state_dict()) for name, part in self.tokenizers.items()}
+        """The weights of the tokenizers by name, and which of the codes occur where the others were dropped."""
+        frozen = {name: dict(part.autoencoder.state_dict()) for name, part in self.tokenizers.items()}
+        if isinstance(self.codec, CodeCodec) and self.codec.used is not None:
+            frozen[USED_CODES] = {"used": self.codec.used.used}
+        return frozen
 
     def save(self, folder: str | Path) -> None:
         """Writes a model folder: config.json, model.safetensors, README.md, manifest.json.
@@ -640,15 +736,20 @@ class System:
     @property
     def source_shape(self) -> SourceShape | None:
         """What the model's sources look like. None: it has none."""
-        return None if self.recipe.task is None else source_shape(self.recipe.task, self.image_size)
+        return None if self.task is None else source_shape(self.task, self.image_size)
+
+    @property
+    def task(self) -> Task | None:
+        """What `transform` does: the recipe's task; in-painting by a diffusion model over codes, without training for it."""
+        return Inpaint() if isinstance(self.model, CodeDenoiser) else self.recipe.task
 
     def _task(self) -> Task:
-        if self.recipe.task is None:
+        if self.task is None:
             raise ConfigError(
                 "this model makes images from nothing and takes no source image. Train one with a task, such as the "
                 "recipe upscale, or use sample or complete."
             )
-        return self.recipe.task
+        return self.task
 
     def _need_task(self, what: str, kind: type[Task]) -> None:
         task = self._task()
@@ -657,6 +758,9 @@ class System:
             raise ConfigError(
                 f"{what} needs a model of the task {needed}, but this one was trained for {task_name(task)}. Use transform, "
                 "which does what the model was trained for, or another model."
+                if self.recipe.task is not None
+                else f"{what} needs a model of the task {needed}, but this one was trained for images alone. Use restore or "
+                "vary, which work without a task, or another model."
             )
 
     def _need_no_source(self, what: str) -> None:
@@ -674,10 +778,12 @@ class System:
         precision: Precision,
         parallel: bool,
         more: CodeOptions | None = None,
-    ) -> tuple[Autoregressive, DrawingPlan]:
+    ) -> tuple[Autoregressive | CodeDenoiser, DrawingPlan]:
         """The model in the precision to draw in, and how many images at a time."""
         if more is not None:
             self._need_codes(more)
+        if parallel and isinstance(self.model, CodeDenoiser):
+            raise ConfigError("parallel is for models that draw code by code; a diffusion model takes steps. Leave it out.")
         if n < 1 or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
         if parallel and batch_size is not None and batch_size > 1:
@@ -689,20 +795,21 @@ class System:
         model = self.model.to_bfloat16() if precision == "bfloat16" else self.model
         size = 1 if parallel else batch_size
         available = available_bytes(self.device)
-        guided = model
-        if more is not None and more.guidance_scale != 1.0:
-            guided = Guided(model, more.guidance_scale)  # which holds each image twice
-        plan = memory.plan_drawing(guided, n, batch_size=size, most=MOST_AT_A_TIME, available=available)
+        is_guided = more is not None and more.guidance_scale != 1.0  # which holds each image twice
+        plan = memory.plan_drawing(
+            model, n, batch_size=size, most=MOST_AT_A_TIME, available=available, rows_per_image=2 if is_guided else 1
+        )
         if self.tokenizer is not None:  # a window may be smaller than the image
             rows, cols = code_images.grid_of(self, None if more is None else more.size)
-            windows = 0 if (rows, cols) == code_images.window_of(self) else max(0, AT_ONCE - plan.batch_size)
+            at_once = 1 if isinstance(model, CodeDenoiser) else AT_ONCE
+            windows = 0 if (rows, cols) == code_images.window_of(self) else max(0, at_once - plan.batch_size)
             more_bytes = windows * plan.bytes_per_image  # rows of a large image are drawn side by side
             plan = replace(plan, positions=rows * cols, shared_bytes=plan.shared_bytes + more_bytes)
         return model, plan
 
     def draw_batches(
         self,
-        model: Autoregressive,
+        model: Autoregressive | CodeDenoiser,
         plan: DrawingPlan,
         cond: Cond,
         options: SampleOptions,
@@ -711,6 +818,7 @@ class System:
         first: int = 0,
         parallel: bool,
         known: Known | None = None,
+        start: tuple[Tensor, int] | None = None,
         condition: Tensor | None = None,
         more: CodeOptions | None = None,
         on_step: OnStep | None,
@@ -732,11 +840,13 @@ class System:
                     more=more,
                     rng=rng,
                     known=given,
+                    start=None if start is None else (start[0][rows], start[1]),
                     parallel=parallel,
                     on_step=told,
                 )
                 yield rows.start, code_images.decode(self, codes)
                 continue
+            assert isinstance(model, Autoregressive), "a model of pixels"
             if parallel:
                 x = draw_in_parallel(model, part, options=options, rng=rng, known=given, on_step=told).x
             elif given is None:
@@ -751,32 +861,51 @@ class System:
             return None
         return code_images.condition_codes(self, cond.source, (self.image_size, self.image_size))
 
-    def code_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
+    @property
+    def likelihood_bound(self) -> Literal["exact", "upper"]:
+        """Whether `code_nats` or `symbol_nats` are the negative log-likelihood, or an upper bound of it."""
+        return "upper" if isinstance(self.model, CodeDenoiser) else "exact"
+
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
         """Negative log-likelihood of every code of images, given those before it and the condition; none of pixels.
+
+        Of a diffusion model it is an unbiased estimate of an upper bound, of which each code has its share. The noise is a
+        function of the image's codes alone: another condition, or another batch, meets the same noise.
 
         Args:
             images: uint8 [B, 3, H, W] at the model's size.
             cond: what the images are conditioned on, sources as images. None: nothing.
+            levels: of a diffusion model, levels of noise that are drawn for each image; all of them are the bound itself, but for
+                the noise of one draw each. None: 20, or all where there are fewer.
 
         Returns:
             nats, float32 [B, h, w].
 
         Raises:
-            ConfigError: the model works on pixels.
+            ConfigError: the model works on pixels, levels are out of range, or given for a model whose likelihood is exact.
             ShapeError: images of another size.
         """
         if self.tokenizer is None:
             raise ConfigError("this model works on pixels and has no codes. Use bits_per_dim, or symbol_nats.")
+        if isinstance(self.model, CodeDenoiser):
+            levels = min(LEVELS, self.model.process.num_steps) if levels is None else levels
+        elif levels is not None:
+            raise ConfigError(f"levels = {levels}, but this model's likelihood is exact and draws no noise. Leave it out.")
         given = cond or Cond()
         condition = self.condition_of(given)
         plain = replace(given, source=None, known=None).to(self.device)
-        return code_images.code_nats(self, self.to_tensor(images), plain, condition).cpu()
+        return code_images.code_nats(self, self.to_tensor(images), plain, condition, levels=levels).cpu()
 
     def _need_codes(self, more: CodeOptions) -> None:
         """Refuses what only models over codes can do, and what this one cannot."""
         if self.tokenizer is None and more != CodeOptions():
             raise ConfigError(
-                "size, guidance_scale and window_stride are for models over codes, and this one draws pixels."
+                "size, guidance_scale, window_stride, steps, order and purity_weight are for models over codes, and this one "
+                "draws pixels."
+            )
+        if not isinstance(self.model, CodeDenoiser) and more != replace(more, **NO_DIFFUSION):
+            raise ConfigError(
+                "steps, order and purity_weight are for diffusion models, and this one draws code by code. Leave them out."
             )
         if more.guidance_scale != 1.0 and self.recipe.model.drop_condition_prob == 0.0:
             raise ConfigError(
@@ -808,7 +937,7 @@ class System:
         return self.with_text(Cond(label=torch.tensor(classes, device=self.device)), text, count)
 
     def with_text(self, cond: Cond, text: str | Sequence[str] | None, count: int) -> Cond:
-        """Adds the states of a frozen text encoder to a condition; a model without captions takes none.
+        """Adds texts to a condition, as the model reads them: states of a frozen encoder, or bytes.
 
         Args:
             cond: of `count` images.
@@ -818,9 +947,11 @@ class System:
         Raises:
             ConfigError: the model was trained without captions, or another number of texts.
             MissingExtraError: the text encoder is not installed.
-            CheckpointError: another one is installed than the model was trained with.
+            DataError: its folder cannot be read, or a text is none.
+            CheckpointError: it is another one than the model was trained with.
         """
-        if not self.takes_text:
+        config = self.recipe.text
+        if config is None:
             if text is not None:
                 raise ConfigError("text was given, but this model was trained without captions. Leave it out.")
             return cond
@@ -828,22 +959,25 @@ class System:
         if len(texts) != count:
             raise ConfigError(f"text has {len(texts)} entries for {count} images. Give one, or one for each.")
         if self.text_encoder is None:
-            self.text_encoder = TextEncoder.load()
-        found, wanted = self.text_encoder.fingerprint, self.recipe.model.text_dim
-        if self.text_encoder.dim != wanted:
-            raise ConfigError(f"model.text_dim = {wanted}, but the text encoder's states have {self.text_encoder.dim}.")
+            self.text_encoder = load_text_encoder(config.encoder, config.folder)
+        encoder, found = self.text_encoder, self.text_encoder.fingerprint
+        if encoder.dim not in (None, config.dim):
+            raise ConfigError(f"text.dim = {config.dim}, but the text encoder's states have {encoder.dim}: set it to that.")
         if self.trained_on_text not in (None, found):
+            place = "is installed" if config.folder is None else f"is in {config.folder}"
             raise CheckpointError(
-                f"this model was trained with text encoder {self.trained_on_text}, but {found} is installed. Install the former."
+                f"this model was trained with text encoder {self.trained_on_text}, but {found} {place}. Use the former."
             )
         self.trained_on_text = found
-        states, known = self.text_encoder.encode(texts, length=self.recipe.model.text_length)
-        return replace(cond, text=states.to(self.device), text_known=known.to(self.device))
+        given, known = (part.to(self.device) for part in encoder.encode(texts, length=config.length))
+        if encoder.dim is None:
+            return replace(cond, text_tokens=given, text_known=known)
+        return replace(cond, text=given, text_known=known)
 
     @property
     def takes_text(self) -> bool:
         """Whether the model was trained with captions."""
-        return getattr(self.recipe.model, "text_dim", None) is not None
+        return self.recipe.text is not None
 
     def _class_index(self, label: Label) -> int:
         if isinstance(label, str) and label in self.class_names:
@@ -861,7 +995,7 @@ class System:
             return f"{self.recipe.model.distribution}, over {self.num_dims:,} dimensions"
         tokenizer = self.tokenizer
         codes = (
-            f"{math.prod(self.codec.x_shape):,} codes of {tokenizer.vocab_size:,} (tokenizer {tokenizer.fingerprint})"
+            f"{math.prod(self.codec.x_shape):,} codes of {self.codec.vocab_size:,} (tokenizer {tokenizer.fingerprint})"
         )
         return f"of {codes}, not of pixels"
 
@@ -876,20 +1010,21 @@ class System:
         return (
             f"# {self.recipe.system}, {self.image_size}x{self.image_size}\n\n"
             f"- {weights:,} parameters, {self.steps:,} optimiser steps, recipe {recipe_hash(self.recipe)}\n"
-            f"- likelihood: exact, {given}{self._likelihood_of()}\n"
+            f"- likelihood: {'an upper bound' if self.likelihood_bound == 'upper' else 'exact'}, {given}"
+            f"{self._likelihood_of()}\n"
             f"- trained on: {self.recipe.data.path}\n{classes}\n"
             "```python\nimport rasterformer\n\n"
             f'model = rasterformer.load("this folder")\n{use}\n```\n'
         )
 
 
-def _load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
+def load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
     """The tokenizers that a recipe names, by field."""
     paths = {name: getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")}
     return {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
 
 
-def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer]) -> dict[str, CodeCodec]:
+def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer], used: Tensor | None) -> dict[str, CodeCodec]:
     """What a network must know of its tokenizers: images and sources at the size at which they are tokenized."""
     size = recipe.data.image_size
     sizes = {"tokenizer": size, "condition_tokenizer": size}
@@ -900,4 +1035,7 @@ def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Co
                 "on them with system vqgan, by the recipe vqgan-map for example."
             )
         sizes["condition_tokenizer"] = source_shape(recipe.task, size).size
-    return {name: tokenizer.codec(sizes[name]) for name, tokenizer in tokenizers.items()}
+    return {
+        name: tokenizer.codec(sizes[name], used=used if name == "tokenizer" else None)
+        for name, tokenizer in tokenizers.items()
+    }

@@ -102,19 +102,24 @@ class Tokenizer:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def codec(self, image_size: int | None = None, *, order: Tensor | None = None) -> CodeCodec:
+    def codec(
+        self, image_size: int | None = None, *, order: Tensor | None = None, used: Tensor | None = None
+    ) -> CodeCodec:
         """Returns the codec for images of one size.
 
         Args:
             image_size: side, pixels. None: that of its training.
             order: int64 [L], generation order of the codes. None: raster order.
+            used: int64 [K'], codes that occur, see `CodeCodec`. None: all.
 
         Raises:
             ShapeError: image_size is no multiple of the factor.
         """
         model = self.recipe.model
         size = image_size or self.image_size
-        return CodeCodec(self.autoencoder, size, pictures=model.pictures, num_labels=model.num_labels, order=order)
+        return CodeCodec(
+            self.autoencoder, size, pictures=model.pictures, num_labels=model.num_labels, order=order, used=used
+        )
 
     def seen(self, images: Tensor) -> Tensor:
         """What the tokenizer is for: the images uint8 [B, 3, H, W] as they are, or what its recipe's task makes of them.

@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.codecs.vq.used import UsedCodes
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError
 from rasterformer.evaluation.code_likelihood import CodeLikelihoodReport, evaluate_codes
@@ -53,22 +55,37 @@ def image_set(num_images: int, *, labels: bool = False, captions: tuple[str, ...
 
 
 class Known:
-    """Image k has k + 1 nats at each of the codes of its first row, and none below; ten more for a class of another."""
+    """Exact nats: image k has k + 1 at each of the codes of its first row and none below; ten more for a class of another."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[int, int]] = []  # (image, class, first value of the source or of the text) as asked for
 
-    def code_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
+        assert levels == 0, "exact nats have no levels of noise"
         number = images[:, 0, 0, 0].long()
         nats = torch.zeros(len(images), ROWS, ROWS)
         nats[:, 0] = number[:, None] + 1.0
         assert cond is not None
-        for part in (cond.label, cond.source, cond.text):
+        for part in (cond.label, cond.source, cond.text, cond.text_tokens):
             if part is not None:
                 other = part.reshape(len(part), -1)[:, 0].long()
                 self.pairs += zip(number.tolist(), other.tolist(), strict=True)
                 nats[:, 0] += 10.0 * (other != number)[:, None]
         return nats
+
+
+class Noisy(Known):
+    """What `Known` says, in the mean over noise that belongs to the image; less of it where more levels are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: set[int] = set()
+
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
+        self.levels.add(levels)
+        streams = [torch.Generator().manual_seed(int(image[0, 0, 0])) for image in images]
+        noise = torch.stack([torch.randn(ROWS, ROWS, generator=rng) for rng in streams])
+        return super().code_nats(images, cond) + noise / levels
 
 
 def as_they_are(batch: Batch, first: int) -> Batch:
@@ -145,6 +162,72 @@ def test_captions_reach_the_system_and_are_compared_with_those_of_others(tokeniz
         evaluate(tokenizer, image_set(4), with_text=with_text)
 
 
+def test_bytes_of_captions_are_compared_too(tokenizer: Tokenizer) -> None:
+    def with_text(cond: Cond, texts: list[str]) -> Cond:
+        return Cond(text_tokens=torch.tensor([[int(text)] for text in texts]))
+
+    scorer, images = Known(), image_set(4, captions=("0", "1", "2", "3"))
+    report = evaluate(tokenizer, images, scorer, with_text=with_text)
+    assert report.shuffled_nats_per_code == pytest.approx(report.nats_per_code + 2.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_a_bound_is_said_to_be_one_wherever_its_figure_stands(tokenizer: Tokenizer, batch_size: int) -> None:
+    scorer, images = Noisy(), image_set(6, labels=True)
+    report = evaluate(
+        tokenizer, images, scorer, use_labels=True, batch_size=batch_size, bound="upper", levels=7, task="inpaint"
+    )
+    assert scorer.levels == {7} and (report.bound, report.levels) == ("upper", 7)
+    assert report.shuffled_nats_per_code is not None
+    difference = report.shuffled_nats_per_code - report.nats_per_code
+    assert difference == pytest.approx(10 / 4, abs=1e-6)  # the same noise met both conditions
+    words = printed(report)
+    assert "(upper bound on the negative log-likelihood of codes given the source, inpaint; none of pixels)" in words
+    assert "7 levels of noise, drawn for each image" in words and "of two upper bounds under the same noise" in words
+    assert "(over images and the noise drawn for them, normal approximation on the mean)" in words
+    assert words.count("at most") == 2 and "exact" not in words
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content["likelihood_of"] == "codes, upper bound; not of pixels"
+    assert content["interval_over"] == "images and the noise drawn for them"
+    assert (content["bound"], content["levels"]) == ("upper", 7)
+
+
+def test_the_interval_of_a_bound_is_over_what_images_and_noise_make_together(tokenizer: Tokenizer) -> None:
+    scorer, images = Noisy(), image_set(9)
+    report = evaluate(tokenizer, images, scorer, bound="upper", levels=1)
+    each = scorer.code_nats(images.images(slice(None)), Cond(), levels=1).double().mean((1, 2)).tolist()
+    mean = sum(each) / 9
+    half = 1.96 * math.sqrt(sum((nats - mean) ** 2 for nats in each) / 8 / 9)
+    assert report.interval == pytest.approx((mean - half, mean + half), abs=1e-4)
+    assert report.interval != pytest.approx(evaluate(tokenizer, images).interval, abs=1e-2)
+
+
+def test_an_exact_report_has_no_levels_of_noise(tokenizer: Tokenizer) -> None:
+    report = evaluate(tokenizer, image_set(5))
+    assert (report.bound, report.levels, report.replaced_share) == ("exact", None, None)
+    assert report.to_dict()["interval_over"] == "images"
+    words = printed(report)
+    assert not any(word in words for word in ("bound", "levels", "replaced", "at most", "noise"))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_codes_that_the_model_does_not_number_are_counted_and_replaced(tokenizer: Tokenizer, batch_size: int) -> None:
+    """A model of all codes but the one that occurs most often."""
+    images = image_set(5)
+    counts = Counter(tokenizer.encode(images.images(slice(None))).flatten().tolist())
+    (dropped, times), *_ = counts.most_common()
+    used = torch.tensor([code for code in range(5) if code != dropped])
+    codec = CodeCodec(tokenizer.autoencoder, SIDE, used=used)
+    assert isinstance(codec.used, UsedCodes)
+    report = evaluate(tokenizer, images, used=codec.used, batch_size=batch_size)
+    assert report.replaced_share == pytest.approx(times / 80, abs=1e-12) and times > 0
+    assert report.uniform_nats_per_code == pytest.approx(math.log(4), abs=1e-12)
+    scored = Counter(codec.codes(images.images(slice(None))).flatten().tolist())
+    entropy = -sum(count / 80 * math.log(count / 80) for count in scored.values())
+    assert report.unigram_nats_per_code == pytest.approx(entropy, abs=1e-9)
+    assert f"{times / 80:.2%}: those that do not occur in training" in printed(report)
+
+
 def test_the_first_images_only_are_scored_where_there_is_a_limit(tokenizer: Tokenizer) -> None:
     told: list[tuple[int, int]] = []
     report = evaluate(
@@ -175,10 +258,16 @@ def test_a_report_says_what_it_is_a_likelihood_of(tokenizer: Tokenizer) -> None:
     assert content["tokenizer"] == tokenizer.fingerprint and content["dataset"] == "toys"
 
 
-@pytest.mark.parametrize("option", ["limit", "batch_size"])
+@pytest.mark.parametrize("option", ["limit", "batch_size", "levels"])
 def test_counts_below_one_are_refused(tokenizer: Tokenizer, option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} = 0 must be at least 1"):
         evaluate(tokenizer, image_set(2), **{option: 0})
+
+
+@pytest.mark.parametrize(("bound", "levels"), [("exact", 20), ("upper", None)])
+def test_levels_of_noise_belong_to_a_bound(tokenizer: Tokenizer, bound: str, levels: int | None) -> None:
+    with pytest.raises(ConfigError, match=f"bound = '{bound}' with levels = {levels}"):
+        evaluate(tokenizer, image_set(2), bound=bound, levels=levels)
 
 
 def test_an_empty_set_is_refused(tokenizer: Tokenizer) -> None:
@@ -188,7 +277,7 @@ def test_an_empty_set_is_refused(tokenizer: Tokenizer) -> None:
 
 def test_nats_that_are_not_finite_name_their_image(tokenizer: Tokenizer) -> None:
     class Broken(Known):
-        def code_nats(self, images: Tensor, cond: Cond | None = None) -> Tensor:
+        def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
             nats = super().code_nats(images, cond)
             nats[images[:, 0, 0, 0] == 3, 2, 1] = float("nan")
             return nats

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +16,14 @@ from torch import Tensor
 
 import rasterformer
 from rasterformer.cli.main import main
-from rasterformer.conditioning.text import TextEncoder
+from rasterformer.conditioning.text import MiniLMEncoder
+from rasterformer.conditioning.text_encoder import TextEncoder
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.opening import open_images
 from rasterformer.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from rasterformer.interfaces import Cond
 from rasterformer.nn.minilm import MODEL_PACKAGE
-from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
+from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.system import System
 from rasterformer.systems.vqgan.config import Config as TokenizerConfig
 from rasterformer.systems.vqgan_transformer.config import Config
@@ -37,8 +38,10 @@ needs_encoder = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.
 SIDE, DIM = 8, 384
 
 
-class Numbers:
+class Numbers(TextEncoder):
     """In place of the text encoder: the number in a caption, in every dimension; no number is -1. Keeps what it was given."""
+
+    dim: int
 
     def __init__(self, dim: int = DIM, fingerprint: str = "numbers") -> None:
         self.dim, self.fingerprint = dim, fingerprint
@@ -81,10 +84,15 @@ def captioned(num_images: int = 7, *, captions: bool = True, split: str = "train
 
 
 def system_of(
-    *, encoder: Any = None, task: Task | None = None, model: dict[str, Any] | None = None, **training: Any
+    *,
+    encoder: TextEncoder | None = None,
+    text: TextConfig | None = None,
+    task: Task | None = None,
+    model: dict[str, Any] | None = None,
+    **training: Any,
 ) -> System:
-    config = Config(**{"width": 16, "depth": 1, "num_heads": 2, "mlp_width": 16, "text_dim": DIM, "text_length": 4}
-                    | (model or {}))  # fmt: skip
+    """With `Numbers` as its text encoder, or that of `text`."""
+    config = Config(**{"width": 16, "depth": 1, "num_heads": 2, "mlp_width": 16} | (model or {}))
     fields: dict[str, Any] = {
         "steps": 4,
         "batch_size": 3,
@@ -96,9 +104,10 @@ def system_of(
     recipe = Recipe(
         "vqgan_transformer", config, DataConfig(image_size=SIDE, flip_prob=0.5),
         TrainingConfig(**fields | {"schedule": "constant", "learning_rate": 0.01} | training), task=task,
+        text=text or TextConfig(dim=DIM, length=4),
     )  # fmt: skip
     system = System.create(recipe, tokenizers={"tokenizer": tokenizer_of()})
-    system.text_encoder = cast(TextEncoder, encoder or Numbers())
+    system.text_encoder = None if text is not None else encoder or Numbers()
     return system
 
 
@@ -136,7 +145,8 @@ def test_captions_stay_with_their_images_over_epochs_and_from_any_step_on(tmp_pa
 def test_held_out_images_are_measured_with_their_own_captions(tmp_path: Path) -> None:
     system = system_of()
     with torch.no_grad():
-        system.model.get_parameter("text_project.weight").normal_(std=0.1)
+        system.model.get_parameter("text_input.project.weight").normal_(std=0.1)
+        system.model.get_parameter("text_input.project.bias").normal_()  # or the norm would hide the number
     learner = CodesLearner(system, captioned(), captioned(5, split="test"), say=quiet)
     images = captioned(5).images(slice(None))
     nats = [
@@ -168,7 +178,7 @@ def test_samples_for_the_log_are_drawn_from_held_out_captions(tmp_path: Path) ->
     encoder = Numbers()
     learner = CodesLearner(system_of(encoder=encoder), captioned(), captioned(5), say=quiet)
     learner.sheet(learner.system.model)
-    assert encoder.calls[-1] == [f"picture {k % 5}" for k in range(16)]
+    assert encoder.calls[-1] == [f"picture {k}" for k in range(5)]  # each once, for 16 samples
 
 
 def test_every_image_has_its_own_text_or_all_have_the_same() -> None:
@@ -213,7 +223,7 @@ def test_another_number_of_texts_is_refused(texts: list[str]) -> None:
 
 
 def test_a_text_encoder_of_another_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.text_dim = 384, but the text encoder's states have 6"):
+    with pytest.raises(ConfigError, match=r"text\.dim = 384, but the text encoder's states have 6"):
         CodesLearner(system_of(encoder=Numbers(dim=6)), captioned(), captioned(5), say=quiet)
 
 
@@ -222,28 +232,77 @@ def test_a_model_knows_which_text_encoder_it_was_trained_with(tmp_path: Path) ->
     CodesLearner(system, captioned(), captioned(5), say=quiet)
     system.save(tmp_path / "model")
     loaded = rasterformer.load(tmp_path / "model")
-    loaded.text_encoder = Numbers(fingerprint="letters")  # type: ignore[assignment]
+    loaded.text_encoder = Numbers(fingerprint="letters")
     with pytest.raises(CheckpointError, match="trained with text encoder numbers, but letters is installed"):
         loaded.sample(1, text="picture 1")
-    loaded.text_encoder = Numbers()  # type: ignore[assignment]
+    loaded.text_encoder = Numbers()
     expected = system.sample(2, text="picture 1", as_tensor=True)
     assert torch.equal(loaded.sample(2, text="picture 1", as_tensor=True), expected)
+
+
+def test_the_folder_of_a_text_encoder_may_have_moved(tmp_path: Path) -> None:
+    system_of(text=TextConfig("folder", "old place", dim=6, length=4)).save(tmp_path / "model")
+    moved = rasterformer.load(tmp_path / "model", text_folder=tmp_path / "new place")
+    for loaded, place in ((rasterformer.load(tmp_path / "model"), "old place"), (moved, "new place")):
+        with pytest.raises(DataError, match=f"{place}': there is no such folder.*text_folder"):
+            loaded.sample(1, text="picture 1")
+    system_of().save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="text_folder = 'there'.*reads texts by no folder"):
+        rasterformer.load(tmp_path / "other", text_folder="there")
+
+
+def test_no_step_waits_for_the_text_encoder(tmp_path: Path) -> None:
+    """All captions are read once before the first step, with those of held-out images, and never again."""
+    encoder, said = Numbers(), list[str]()
+    learner = CodesLearner(
+        system_of(encoder=encoder), captioned(), captioned(5, split="test"), cache=tmp_path / "codes", say=said.append
+    )
+    encoder.calls.clear()
+    batches = learner.batches(0)
+    assert sorted(sum(encoder.calls, [])) == ["", *(f"picture {k}" for k in range(7))]
+    encoder.calls.clear()
+    assert len(numbers_of(learner, batches, 5)) == 5
+    learner.measure(learner.system.model, None)
+    assert encoder.calls == [] and "reading 8 texts once" in said
+    again = CodesLearner(
+        system_of(encoder=encoder), captioned(), captioned(5), cache=tmp_path / "codes", say=said.append
+    )
+    encoder.calls.clear()
+    assert numbers_of(again, again.batches(0), 2) and encoder.calls == []
+
+
+def test_bytes_are_learnt_with_the_model(tmp_path: Path) -> None:
+    """Without any text encoder: the trained embedding is in the model folder, and the captions change what is drawn."""
+    system = system_of(text=TextConfig("bytes", dim=8, length=16))
+    before = system.model.get_parameter("text_input.bytes.words.weight").clone()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert train(Run(CodesLearner(system, captioned(), captioned(5), say=quiet), folder), resume=False, say=quiet)
+    moved = (system.model.get_parameter("text_input.bytes.words.weight") - before).abs().amax(1)
+    assert bool(moved[ord("p")] > 0) and not moved[ord("z")], "of the bytes that occur"
+    system = spread(system)
+    system.save(tmp_path / "model")
+    loaded = rasterformer.load(tmp_path / "model", device="cpu")
+    one, other = (loaded.sample(12, text=text, as_tensor=True) for text in ("picture 1", "other"))
+    assert not torch.equal(one, other) and torch.equal(one, system.sample(12, text="picture 1", as_tensor=True))
 
 
 @pytest.mark.parametrize("without", ["train", "test"])
 def test_missing_captions_are_refused_before_anything_is_done(without: str, tmp_path: Path) -> None:
     sets = [captioned(captions=without != split, split=split) for split in ("train", "test")]
     cache = tmp_path / "codes.safetensors"
-    with pytest.raises(DataError, match=rf"model\.text_dim is set, but 'toys', {without}, has no captions.*\.txt file"):
+    with pytest.raises(
+        DataError, match=rf"the recipe has a section text, but 'toys', {without}, has no captions.*\.txt file"
+    ):
         CodesLearner(system_of(), *sets, cache=cache, say=quiet)
     assert not cache.exists()
 
 
 def test_a_missing_text_encoder_is_named_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> TextEncoder:
+    def missing() -> MiniLMEncoder:
         raise MissingExtraError("pip install 'rasterformer[text]'")
 
-    monkeypatch.setattr(TextEncoder, "load", missing)
+    monkeypatch.setattr(MiniLMEncoder, "load", missing)
     system = system_of()
     system.text_encoder = None
     with pytest.raises(MissingExtraError, match="pip install"):
@@ -267,7 +326,7 @@ def prior_recipe(folder: Path, pictures: Path) -> Recipe:
     """Of a prior with captions, on a tokenizer that is made here."""
     tokenizer_of().save(folder / "tokenizer")
     texts = {
-        "model.tokenizer": f'"{folder / "tokenizer"}"', "model.text_dim": "384", "model.text_length": "8",
+        "model.tokenizer": f'"{folder / "tokenizer"}"', "text.length": "8",
         "data.path": f'"{pictures}"', "data.image_size": str(SIDE), "training.steps": "20", "training.eval_every": "20",
         "training.save_every": "20",
     }  # fmt: skip

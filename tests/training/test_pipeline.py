@@ -144,7 +144,7 @@ def test_a_pipeline_is_not_resumed_with_another_recipe(
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("data.use_labels", "true", "has no classes"), ("model.text_dim", "384", "has no captions")],
+    [("data.use_labels", "true", "has no classes"), ("text.length", "32", "has no captions")],
 )
 def test_what_a_later_stage_will_miss_is_said_before_the_first_begins(
     pipeline_file: Path, pictures: Path, tmp_path: Path, field: str, value: str, message: str

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from rasterformer.cli.denoising import Denoising
 from rasterformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,9 +32,11 @@ def complete(
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
     candidates: int = 1,
+    guidance_scale: float = 1.0,
     text: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
+    denoising: Denoising = Denoising(),  # noqa: B008  frozen
 ) -> int:
     """Complete images of which the first part is known.
 
@@ -53,10 +57,13 @@ def complete(
         precision: bfloat16 is faster with many images and draws from a rounded model.
         parallel: draw one completion at a time, several positions per pass; the same images.
         candidates: of a model over codes and a mask that is no prefix: so many fillings are drawn for each completion, and one is
-            chosen by how well what is known after it fits.
+            chosen by how well what is known after it fits. (A diffusion model sees all that is known.)
+        guidance_scale: above 1 the class or text counts more; for models over codes trained with
+            model.drop_condition_prob.
         text: what to draw, for models trained with captions.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
+        denoising: options of diffusion models.
     """
     import torch
 
@@ -77,11 +84,16 @@ def complete(
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
     if dry_run:
         count = len(images) * n * candidates
-        print(system.plan_sampling(count, batch_size=batch_size, precision=precision, parallel=parallel))
+        plan = system.plan_sampling(
+            count, batch_size=batch_size, precision=precision, parallel=parallel, guidance_scale=guidance_scale
+        )
+        print(plan)
         return 0
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
     if system.tokenizer is not None:
-        options |= {"candidates": candidates}
+        options |= {"candidates": candidates, "guidance_scale": guidance_scale, "text": text}
+    if system.likelihood_bound == "upper":
+        options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "completion",
         "model": str(model),
@@ -130,6 +142,8 @@ def complete(
                 precision=precision,
                 parallel=parallel,
                 candidates=candidates,
+                guidance_scale=guidance_scale,
+                **asdict(denoising),
                 text=text,
                 as_tensor=True,
                 on_step=on_step,

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from rasterformer.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rasterformer.system import System
+
+LEVELS = 20  # of noise, for a bound
 TABLE_WIDTH = 120  # what ten columns of figures need; a narrower terminal wraps lines instead of cutting figures
 
 
@@ -23,6 +27,7 @@ def evaluate(
     split: Literal["test", "train", "all"] = "test",
     limit: int | None = None,
     batch_size: int = 16,
+    levels: int | None = None,
     json: Path | None = None,
     task: str | None = None,
     images: int = 64,
@@ -35,7 +40,8 @@ def evaluate(
     """Measure a model on held-out images: bits/dim with an interval.
 
     The likelihood is computed in float32. PNG and WebP sizes of the same images stand beside it, and images that are
-    also in the training split are counted. A model over codes has a likelihood of codes only: nats/code, and bits for the codes.
+    also in the training split are counted. A model over codes has a likelihood of codes only: nats/code, and bits for the codes;
+    of a diffusion model it is an estimate of an upper bound.
     With --task, samples are drawn from the sources of the first images as well, and
     judged beside simpler means (extra `eval`).
 
@@ -45,6 +51,7 @@ def evaluate(
         split: the data's own test split, or the share held out from training.
         limit: only the first so many images.
         batch_size: images scored at a time.
+        levels: of a diffusion model: levels of noise drawn for each image; more are slower and narrow the interval. Default: 20.
         json: write the report into this file.
         task: the model's task, such as super_resolution: judge samples too.
         images: with --task: sources to draw from.
@@ -58,6 +65,8 @@ def evaluate(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
+    from rasterformer.code_images import window_of
+    from rasterformer.codecs.vq.codec import CodeCodec
     from rasterformer.evaluation.code_likelihood import evaluate_codes
     from rasterformer.evaluation.judge import judge_samples
     from rasterformer.evaluation.likelihood import evaluate_likelihood
@@ -78,6 +87,7 @@ def evaluate(
         )
     if task is None and html is not None:
         raise ConfigError("--html shows samples of a task: give --task too.")
+    levels = _levels(system, levels)
     if images < 2 or n < 1:
         raise ConfigError(f"--images {images} must be at least 2 and -n {n} at least 1.")
     if task is not None:  # what is missing is to be said now, not after an hour
@@ -90,6 +100,8 @@ def evaluate(
             )
     held_out = open_recipe_images(recipe, split, path=data)
     if system.tokenizer is not None:
+        assert isinstance(system.codec, CodeCodec), "a model over codes"
+        window = window_of(system)
         with step_progress("scoring") as on_progress:
             of_codes = evaluate_codes(
                 system,
@@ -98,7 +110,10 @@ def evaluate(
                 model=str(model),
                 use_labels=recipe.data.use_labels,
                 task=trained,
-                window=recipe.model.window,
+                window=None if window == system.codec.grid else window,
+                bound=system.likelihood_bound,
+                levels=levels,
+                used=system.codec.used,
                 with_source=lambda b, first: system.with_source(b, first=first, purpose="held-out source", seed=0),
                 with_text=(lambda cond, texts: system.with_text(cond, texts, len(texts)))
                 if system.takes_text
@@ -149,6 +164,20 @@ def evaluate(
             write_page(html, f"{model}: {trained}", judged.html_sections(), summary=f"on {held_out.name}, {split}")
             print(f"{html} written")
     _write_json(json, content)
+
+
+def _levels(system: System, asked: int | None) -> int | None:
+    """Levels of noise to draw for each image; None: the likelihood is exact."""
+    from rasterformer.diffusion.denoiser import CodeDenoiser
+
+    if not isinstance(system.model, CodeDenoiser):
+        if asked is not None:
+            raise ConfigError(f"--levels {asked}: this model's likelihood is exact and draws no noise. Leave it out.")
+        return None
+    num_steps = system.model.process.num_steps
+    if asked is not None and not 1 <= asked <= num_steps:
+        raise ConfigError(f"--levels {asked} must lie in 1..{num_steps}, the model's levels of noise.")
+    return min(LEVELS, num_steps) if asked is None else asked
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -1,16 +1,17 @@
-"""What `upscale`, `restore`, `colourise`, `denoise` and `transform` have in common: pictures in, results and a sheet out."""
+"""What the commands from pictures to pictures (`upscale`, `restore`, `vary`, ...) share: pictures in, results and a sheet out."""
 
 from __future__ import annotations
 
 import glob
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from rasterformer.cli.denoising import Denoising
 from rasterformer.errors import ConfigError, DataError, ShapeError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Drawing:
         precision: bfloat16 is faster with many tiles and draws from a rounded model.
         scale: magnification in the sheet.
         guidance_scale: above 1 the condition counts more; for models over codes trained with model.drop_condition_prob.
-        window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; 1 is the
-            paper's rule, more is faster.
+        window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; more is
+            faster. Default: 1, the paper's rule; of a diffusion model half a window.
         text: what to draw, for models trained with captions.
         crop: models over codes need sides that are multiples of a few pixels: cut pictures, centred, to fit.
     """
@@ -63,7 +64,7 @@ class Drawing:
     precision: Literal["float32", "bfloat16"] = "float32"
     scale: int = 4
     guidance_scale: float = 1.0
-    window_stride: int = 1
+    window_stride: int | None = None
     text: str | None = None
     crop: Annotated[bool, Parameter(negative="")] = False
 
@@ -78,6 +79,10 @@ def draw_from_images(
     images: Sequence[str],
     drawing: Drawing,
     make_masks: MakeMasks | None = None,
+    *,
+    denoising: Denoising = Denoising(),  # noqa: B008  frozen
+    extend: tuple[int, int, int, int] | None = None,
+    strength: float | None = None,
 ) -> int:
     """Reads the pictures, draws, and writes as it goes; returns the exit code.
 
@@ -88,11 +93,15 @@ def draw_from_images(
         images: files, folders and patterns.
         drawing: the options.
         make_masks: from the pictures uint8 [3, h, w] to their masks of known pixels. None: the task has none.
+        denoising: options of diffusion models.
+        extend: pixels, above, right, below and left, by which pictures go on; they are what is not known.
+        strength: of `vary`. None: for the other commands.
 
     Raises:
         ConfigError, DataError, ShapeError: what was typed cannot be done; the message says why.
     """
     import torch
+    import torch.nn.functional as F
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
@@ -107,31 +116,49 @@ def draw_from_images(
 
     if drawing.n < 1 or drawing.scale < 1:
         raise ConfigError(f"-n {drawing.n} and --scale {drawing.scale} must be at least 1.")
+    if strength is not None:
+        _refuse_of_vary(drawing)
     system = load(model)
-    trained = None if system.recipe.task is None else task_name(system.recipe.task)
+    if strength is not None and system.likelihood_bound == "exact":
+        raise ConfigError(f"vary undoes noise, which only a diffusion model does, and {model} is none.")
+    trained = None if system.task is None else task_name(system.task)
     if trained is None or (task is not None and trained != task):
         wanted = "a model with a task" if task is None else f"a model of the task {task}"
         use = "restore" if trained == "inpaint" else "transform"
         hint = f" `rasterformer {use} {shlex.quote(str(model))}` does what it was trained for." if trained else ""
-        raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {trained or 'images alone'}.{hint}")
+        own = trained
+        if system.recipe.task is None and trained is not None:
+            own, hint = None, f" `rasterformer restore {shlex.quote(str(model))}` and vary work without a task."
+        raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {own or 'images alone'}.{hint}")
     if command == "transform" and trained == "inpaint" and not drawing.original:
         raise ConfigError(
             f"{model} fills in what a mask says is missing: rasterformer restore {shlex.quote(str(model))} ..."
         )
     files = find_pictures(images)
-    assert system.recipe.task is not None, "refused above"
-    labels = isinstance(system.recipe.task, Paired) and system.recipe.task.source_reduction == "nearest"
+    assert system.task is not None, "refused above"
+    labels = isinstance(system.task, Paired) and system.task.source_reduction == "nearest"
     pictures = [_read(path, "labels" if labels else "colours") for path in files]
+    top, right, bottom, left = extend or (0, 0, 0, 0)
     side = system.source_shape.size if system.source_shape is not None else 1
     for path, picture in zip(files, pictures, strict=True):
-        height, width = picture.shape[1:]
+        height, width = picture.shape[1] + top + bottom, picture.shape[2] + left + right
         if not drawing.original and min(height, width) < side:
-            raise ShapeError(f"{path}: source is {width}x{height} pixels; this model needs at least {side}x{side}.")
-    if system.tokenizer is not None and not drawing.original:
+            whole = "source is" if extend is None else "with --extend it is"
+            raise ShapeError(f"{path}: {whole} {width}x{height} pixels; this model needs at least {side}x{side}.")
+    if strength is not None:
+        pictures = list(system.to_tensor(to_pil_list(pictures)))
+    elif system.tokenizer is not None and not drawing.original:
         pictures = [
-            _fitting(path, picture, source_multiple(system), crop=drawing.crop)
+            _fitting(path, picture, source_multiple(system), more=(top + bottom, left + right), crop=drawing.crop)
             for path, picture in zip(files, pictures, strict=True)
         ]
+    if extend is not None:
+        pictures = [F.pad(picture, (left, right, top, bottom)) for picture in pictures]
+
+        def make_masks(pictures: list[Tensor]) -> list[Tensor]:
+            inside = [torch.ones(p.shape[1] - top - bottom, p.shape[2] - left - right, dtype=torch.bool) for p in pictures]
+            return [F.pad(known, (left, right, top, bottom)) for known in inside]
+
     originals: Tensor | None = None
     if drawing.original:
         if trained == "paired":
@@ -142,6 +169,10 @@ def draw_from_images(
         batch = Batch(originals)
         if make_masks is not None:
             batch = Batch(originals, masked_source(originals, torch.stack(make_masks(list(originals)))))
+        if batch.cond.source is None and system.recipe.task is None:
+            raise ConfigError(
+                "this model fills in any mask, and draws none for --original. Use restore with --mask or --rectangle."
+            )
         cond = system.with_source(batch, first=0, purpose="held-out source", seed=drawing.seed).cond
         assert cond.source is not None, "the task makes sources"
         if cond.source.shape[1] == 3:  # otherwise it is made from the originals when drawing begins
@@ -168,6 +199,10 @@ def draw_from_images(
             "window_stride": drawing.window_stride,
             "text": drawing.text,
         }
+    if system.likelihood_bound == "upper":
+        about |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
+    if strength is not None:
+        about |= {"strength": strength}
     places = result_places(files, command, drawing)
     done: dict[int, Tensor] = {}
 
@@ -179,26 +214,35 @@ def draw_from_images(
     stopped = False
     try:
         with step_progress(f"{command}: {len(files)} pictures, {drawing.n} times each") as on_step:
-            system.transform(
-                to_pil_list(pictures),
-                known=known,
-                n=drawing.n,
-                label=drawing.label,
-                temperature=drawing.temperature,
-                top_k=drawing.top_k,
-                top_p=drawing.top_p,
-                seed=drawing.seed,
-                tile=drawing.tile,
-                overlap=drawing.overlap,
-                batch_size=drawing.batch_size,
-                precision=drawing.precision,
-                guidance_scale=drawing.guidance_scale,
-                window_stride=drawing.window_stride,
-                text=drawing.text,
-                as_tensor=True,
-                on_step=on_step,
-                on_images=keep,
-            )
+            options: dict[str, Any] = {
+                "n": drawing.n,
+                "label": drawing.label,
+                "temperature": drawing.temperature,
+                "top_k": drawing.top_k,
+                "top_p": drawing.top_p,
+                "seed": drawing.seed,
+                "batch_size": drawing.batch_size,
+                "precision": drawing.precision,
+                "guidance_scale": drawing.guidance_scale,
+                **asdict(denoising),
+                "text": drawing.text,
+                "as_tensor": True,
+                "on_step": on_step,
+            }
+            if strength is None:
+                system.transform(
+                    to_pil_list(pictures),
+                    known=known,
+                    tile=drawing.tile,
+                    overlap=drawing.overlap,
+                    window_stride=drawing.window_stride,
+                    on_images=keep,
+                    **options,
+                )
+            else:
+                system.vary(
+                    torch.stack(pictures), strength=strength, on_images=in_rows_of(drawing.n, keep), **options
+                )
     except KeyboardInterrupt:
         stopped = True
     where = "beside their pictures" if drawing.beside else f"in {drawing.out}"
@@ -208,7 +252,7 @@ def draw_from_images(
         for which, results in done.items():
             size = (results.shape[2], results.shape[3])
             mask = None if known is None else known[which][None]
-            source = source_of_picture(system.recipe.task, pictures[which][None])
+            source = source_of_picture(system.task, pictures[which][None])
             source = label_colours(source) if labels else source
             row = [*visible_source(Cond(source=source, known=mask), size), *results]
             row += [] if originals is None else [originals[which]]
@@ -221,15 +265,42 @@ def draw_from_images(
     return 130 if stopped else 0
 
 
-def _fitting(path: Path, picture: Tensor, multiple: int, *, crop: bool) -> Tensor:
-    """The picture uint8 [3, h, w], whose sides must be multiples, or its centre."""
+def in_rows_of(n: int, keep: Callable[[int, Tensor], None]) -> Callable[[int, Tensor], None]:
+    """Takes results as they come, in the order of the pictures, and hands on all n of a picture when they are there."""
+    import torch
+
+    waiting: list[Tensor] = []
+
+    def take(start: int, results: Tensor) -> None:
+        waiting.extend(results)
+        first = (start + len(results) - len(waiting)) // n
+        while len(waiting) >= n:
+            keep(first, torch.stack(waiting[:n]))
+            del waiting[:n]
+            first += 1
+
+    return take
+
+
+def _refuse_of_vary(drawing: Drawing) -> None:
+    """What it shares with other commands and does not look at: pictures are fitted to the model's size."""
+    plain = Drawing()
+    for name in ("original", "tile", "overlap", "window_stride", "crop"):
+        if getattr(drawing, name) != getattr(plain, name):
+            flag = f"--{'no-' if name == 'tile' else ''}{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is not for vary, which fits pictures to the model's size. Leave it out.")
+
+
+def _fitting(path: Path, picture: Tensor, multiple: int, *, more: tuple[int, int], crop: bool) -> Tensor:
+    """The picture uint8 [3, h, w] or its centre: its sides, with `more` pixels beside them, must be multiples."""
     height, width = picture.shape[1:]
-    rows, cols = height // multiple * multiple, width // multiple * multiple
+    rows, cols = height - (height + more[0]) % multiple, width - (width + more[1]) % multiple
     if (rows, cols) == (height, width):
         return picture
     if not crop:
+        extended = f", {width + more[1]}x{height + more[0]} with --extend" if any(more) else ""
         raise ShapeError(
-            f"{path} is {width}x{height} pixels; this model takes multiples of {multiple}. With --crop it is cut to "
+            f"{path} is {width}x{height} pixels{extended}; this model takes multiples of {multiple}. With --crop it is cut to "
             f"{cols}x{rows}."
         )
     top, left = (height - rows) // 2, (width - cols) // 2

@@ -32,6 +32,7 @@ COMMANDS = {
     "complete": ("rasterformer.cli.complete:complete", "Complete images of which the first part is known."),
     "upscale": ("rasterformer.cli.upscale:upscale", "Draw larger pictures from small ones."),
     "restore": ("rasterformer.cli.restore:restore", "Draw missing parts of pictures."),
+    "vary": ("rasterformer.cli.vary:vary", "Draw pictures that resemble given ones."),
     "colourise": ("rasterformer.cli.colourise:colourise", "Draw colours for grey pictures."),
     "denoise": ("rasterformer.cli.denoise:denoise", "Draw clean pictures from noisy ones."),
     "transform": ("rasterformer.cli.transform:transform", "Draw what a model's task makes of pictures."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from rasterformer.cli.denoising import Denoising
 from rasterformer.cli.from_images import Drawing, draw_from_images
 from rasterformer.errors import ConfigError
 
@@ -19,30 +20,43 @@ def restore(
     *images: str,
     mask: Path | None = None,
     rectangle: Annotated[tuple[int, int, int, int] | None, Parameter(negative="")] = None,
+    extend: Annotated[tuple[int, int, int, int] | None, Parameter(negative="")] = None,
     drawing: Drawing = Drawing(),  # noqa: B008  frozen
+    denoising: Denoising = Denoising(),  # noqa: B008  frozen
 ) -> int:
     """Draw missing parts of pictures; all other pixels stay exactly as they are.
 
-    Say what is missing by --mask or --rectangle, the same for all pictures; with --original neither is needed.
+    Say what is missing by --mask, --rectangle or --extend, the same for all pictures; with --original none is needed by a model
+    of the task inpaint.
 
     Args:
-        model: run, model folder or checkpoint, of the task inpaint.
+        model: run, model folder or checkpoint, of the task inpaint or of a diffusion model over codes.
         images: files, folders or patterns; the pictures, at least of the model's size.
         mask: a picture of the same size: white where something is to be drawn, black where it stays.
         rectangle: top, left, height and width of what is to be drawn, pixels.
+        extend: top, right, bottom and left: the picture goes on by so many pixels on each side (out-painting).
         drawing: how results are drawn and where they go.
+        denoising: options of diffusion models.
     """
-    if mask is not None and rectangle is not None:
-        raise ConfigError("--mask and --rectangle say the same thing: give one of them.")
+    if sum(given is not None for given in (mask, rectangle, extend)) > 1:
+        raise ConfigError("--mask, --rectangle and --extend all say what is missing: give one of them.")
+    if extend is not None:
+        if drawing.original:
+            raise ConfigError("--extend makes pictures larger, --original reduces them: give one of them.")
+        if min(extend) < 0 or not any(extend):
+            raise ConfigError(f"--extend {' '.join(map(str, extend))} must be pixels, 0 or more and not all 0.")
+        return draw_from_images("restore", "inpaint", model, images, drawing, denoising=denoising, extend=extend)
     if mask is None and rectangle is None:
         if not drawing.original:
-            raise ConfigError("what is missing? Give --mask FILE, or --rectangle TOP LEFT HEIGHT WIDTH.")
-        return draw_from_images("restore", "inpaint", model, images, drawing)
+            raise ConfigError(
+                "what is missing? Give --mask FILE, --rectangle TOP LEFT HEIGHT WIDTH, or --extend TOP RIGHT BOTTOM LEFT."
+            )
+        return draw_from_images("restore", "inpaint", model, images, drawing, denoising=denoising)
 
     def make_masks(pictures: list[Tensor]) -> list[Tensor]:
         return [_known(mask, rectangle, picture.shape[1], picture.shape[2]) for picture in pictures]
 
-    return draw_from_images("restore", "inpaint", model, images, drawing, make_masks)
+    return draw_from_images("restore", "inpaint", model, images, drawing, make_masks, denoising=denoising)
 
 
 def _known(mask: Path | None, rectangle: tuple[int, int, int, int] | None, height: int, width: int) -> Tensor:

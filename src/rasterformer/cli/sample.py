@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from rasterformer.cli.denoising import Denoising
 from rasterformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ def sample(
     parallel: Annotated[bool, Parameter(negative="")] = False,
     size: str | None = None,
     guidance_scale: float = 1.0,
-    window_stride: int = 1,
+    window_stride: int | None = None,
     text: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
+    denoising: Denoising = Denoising(),  # noqa: B008  frozen
 ) -> int:
     """Draw new images.
 
@@ -58,16 +61,19 @@ def sample(
             by a sliding window. Default: as trained.
         guidance_scale: above 1 the class or text counts more; for models over codes trained with
             model.drop_condition_prob.
-        window_stride: with --size, the window moves on by so many codes; 1 is the paper's rule, more is faster.
+        window_stride: with --size, the window moves on by so many codes; more is faster. Default: 1, the paper's rule; of a
+            diffusion model half a window.
         text: what to draw, for models trained with captions.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
+        denoising: options of diffusion models.
     """
     import torch
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
     from rasterformer.cli.sizes import parse_size
+    from rasterformer.code_images import is_told_places
     from rasterformer.data.png import image_grid, write_png
     from rasterformer.recipe_file import recipe_hash
 
@@ -87,17 +93,19 @@ def sample(
             )
         )
         return 0
-    if pixels is not None and system.tokenizer is not None and not system.recipe.model.coordinates:
+    if pixels is not None and system.tokenizer is not None and not is_told_places(system):
         side = system.image_size
         if max(pixels) > side:
             print(
                 f"note: this model has seen images of {side}x{side} pixels only and is told nothing about places. Larger ones "
-                "that know their places need a model trained with model.window and model.coordinates.",
+                "that know their places need a prior (system vqgan_transformer) trained with model.window and model.coordinates.",
                 file=sys.stderr,
             )
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
     if system.tokenizer is not None:
         options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text, "size": size}
+    if system.likelihood_bound == "upper":
+        options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "sample",
         "model": str(model),
@@ -134,6 +142,7 @@ def sample(
                 size=pixels,
                 guidance_scale=guidance_scale,
                 window_stride=window_stride,
+                **asdict(denoising),
                 text=text,
                 as_tensor=True,
                 on_step=on_step,

@@ -47,6 +47,7 @@ def draw_order(system: System, path: Path, position: tuple[int, int] | None = No
     pixel = row * size + column
     model = copy.deepcopy(system.model).double().cpu().eval()
     pixel_of = _pixel_of_position(system)
+    assert isinstance(model, Autoregressive), "a model of pixels"
     rank = _first_position(pixel_of, size * size)
     attentions = (module for module in model.modules() if isinstance(module, Attention) and module.pattern.is_causal)
     attention = next(attentions, None)  # of the decoder

@@ -14,33 +14,41 @@ from torch import Tensor, nn
 
 from rasterformer import code_images
 from rasterformer.autoregressive.noise import stream_seed
-from rasterformer.code_sets import make_code_set
+from rasterformer.code_sets import MakeCondition, compacted, count_codes, make_code_set
 from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.codecs.vq.used import used_codes
 from rasterformer.conditioning.coordinates import coordinate_codes
+from rasterformer.conditioning.text_cache import CachedTextEncoder
 from rasterformer.data.codes import CodeBatch, CodeSet, code_batches, load_codes, save_codes
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import sample_index
 from rasterformer.data.palette import label_colours
 from rasterformer.data.png import image_grid
+from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.errors import DataError
 from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch, Cond
+from rasterformer.recipe import Recipe
 from rasterformer.system import System
 from rasterformer.tasks import Paired, task_name
-from rasterformer.tokenizer import IMAGES_AT_A_TIME
+from rasterformer.tokenizer import IMAGES_AT_A_TIME, Tokenizer
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
 
+TEXTS_FILE = "texts.safetensors"
+LEVELS = 10  # of noise, drawn at most for each held-out image when a bound is measured during training
+
 
 class CodesLearner(Learner):
-    """A system over codes, whose negative log-likelihood of codes is minimised.
+    """A system over codes, whose negative log-likelihood of codes, or an upper bound of it, is minimised.
 
     Args:
         system: its model is trained, its tokenizers are not.
         train_set: images to learn from.
         held_out: images to measure on.
-        cache: file for the codes of train_set. None: they are made anew.
+        cache: file for the codes of train_set; the states of captions lie beside it. None: both are made anew.
+        code_set: the codes of train_set, where they are there already. None: they are made, or read from the cache.
         say: where sentences for people go.
 
     Raises:
@@ -55,14 +63,14 @@ class CodesLearner(Learner):
         held_out: ImageSet,
         *,
         cache: Path | None = None,
+        code_set: CodeSet | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.system, self.train_set, self.held_out = system, train_set, held_out
         self.recipe = system.recipe
         self.networks = {"model": system.model}
-        prints = [train_set.fingerprint, *(part.fingerprint for part in system.tokenizers.values())]
-        self.data_fingerprint = hashlib.sha256(" ".join(prints).encode()).hexdigest()
-        self.cache, self.say = cache, say
+        self.data_fingerprint = _fingerprint(train_set, system.tokenizers)
+        self.cache, self.code_set, self.say = cache, code_set, say
         self.measured_on: tuple[Tensor, Cond, Tensor | None] | None = None  # codes, conditions and their codes
         assert isinstance(system.codec, CodeCodec), "a system over codes"
         self.codec = system.codec
@@ -70,10 +78,17 @@ class CodesLearner(Learner):
             for images in (train_set, held_out):
                 images.captions_of(torch.arange(0))
             system.with_text(Cond(), "", 1)
+            assert system.text_encoder is not None, "loaded above"
+            texts = None if cache is None else cache.with_name(TEXTS_FILE)
+            system.text_encoder = CachedTextEncoder(system.text_encoder, texts)
+            captions = train_set.captions_of(torch.arange(len(train_set)))
+            parts = [self.data_fingerprint, system.text_encoder.fingerprint, *captions]
+            self.data_fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def batches(self, start_step: int) -> Iterator[tuple[Tensor, Cond]]:
-        """Codes with their conditions, or windows of them; the images are tokenized here, before the first step."""
+        """Codes with their conditions, or windows of them; images and captions become numbers here, before the first step."""
         training, data = self.recipe.training, self.recipe.data
+        self._read_captions()
         window = code_images.window_of(self.system)
         batches = code_batches(
             self._code_set(),
@@ -104,7 +119,7 @@ class CodesLearner(Learner):
         return {"nats_per_code": nats / x.numel()}
 
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
-        """Exact nats per code of held-out images, given their conditions."""
+        """Nats per code of held-out images, given their conditions: exact, or an upper bound."""
         count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
         if self.measured_on is None or len(self.measured_on[0]) != count:
             self.measured_on = self._held_out_codes(count)
@@ -115,7 +130,7 @@ class CodesLearner(Learner):
             here = cond.rows(index).to(self.device)
             if self.system.takes_text:
                 here = system.with_text(here, self.held_out.captions_of(index), len(index))
-            nats = code_images.grid_nats(system, system.model, codes[index], here, part)
+            nats = code_images.grid_nats(system, system.model, codes[index], here, part, levels=self._levels)
             total += float(nats.double().sum())
         return {"held_out_nats_per_code": total / codes.numel()}
 
@@ -139,21 +154,38 @@ class CodesLearner(Learner):
         """What config.json says of the model after so many steps."""
         return replace(self.system, steps=steps).config()
 
+    def counts(self) -> dict[str, Tensor]:
+        """Of a diffusion model, the losses by level of noise, which decide what is drawn."""
+        model = self.system.model
+        return model.step_sampler.state() if isinstance(model, CodeDenoiser) else {}
+
+    def load_counts_(self, counts: Mapping[str, Tensor]) -> None:
+        """Goes on where a checkpoint was written."""
+        model = self.system.model
+        if isinstance(model, CodeDenoiser):
+            model.step_sampler.load_state_(counts)
+
     def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tokenizers' weights, so that a checkpoint needs nothing else."""
         return self.system.frozen_tensors()
 
     def headline(self, figures: Mapping[str, Any]) -> str:
-        """Exact likelihood of the codes of held-out images."""
+        """Likelihood of the codes of held-out images."""
         task, length = self.recipe.task, math.prod(self.codec.x_shape)
         nats = figures["held_out_nats_per_code"]
         given = "" if task is None else f" given their conditions ({task_name(task)})"
         side = self.system.image_size
-        tokenizer = self.system.tokenizers["tokenizer"]
+        vocab_size = self.codec.vocab_size
         bits = nats * length / math.log(2) / side**2
+        of_codes = (
+            f"Exact likelihood of codes{given}: **{nats:.4f} nats per code**"
+            if self.system.likelihood_bound == "exact"
+            else "Upper bound of the negative log-likelihood of codes, estimated from "
+            f"{self._levels} levels of noise for each image: **{nats:.4f} nats per code**"
+        )
         return (
-            f"Exact likelihood of codes{given}: **{nats:.4f} nats per code** ({tokenizer.vocab_size:,} codes; knowing nothing "
-            f"would cost {math.log(tokenizer.vocab_size):.4f}), {bits:.4f} bits per pixel for the codes of an image, on the "
+            f"{of_codes} ({vocab_size:,} codes; knowing nothing would cost {math.log(vocab_size):.4f}), "
+            f"{bits:.4f} bits per pixel for the codes of an image, on the "
             f"first {figures['images']:,} of {len(self.held_out):,} held-out images ({self.held_out.split_origin}; "
             f"{self.held_out.preprocessing}). It is no likelihood of pixels. `rasterformer evaluate RUN --data "
             f"{self.recipe.data.path}` measures all of them."
@@ -168,33 +200,38 @@ class CodesLearner(Learner):
         self.system.steps = steps
         self.system.save(folder)
 
+    @property
+    def _levels(self) -> int | None:
+        """Levels of noise that a bound is measured from; None: the likelihood is exact."""
+        model = self.system.model
+        return min(LEVELS, model.process.num_steps) if isinstance(model, CodeDenoiser) else None
+
     def _code_set(self) -> CodeSet:
-        """The codes of the training images: from the cache where it fits, else made now and kept there."""
-        fingerprint = self.system.tokenizers["tokenizer"].fingerprint
-        if self.cache is not None and self.cache.is_file():
-            try:
-                found = load_codes(self.cache, tokenizer=fingerprint)
-                if found.images == self.data_fingerprint:
-                    return found
-                self.say(f"the codes in {self.cache} are made again: they are of other images or of another condition")
-            except DataError as error:
-                self.say(f"the codes in {self.cache} are made again: {error}")
-        condition = self.system.tokenizers.get("condition_tokenizer", self.system.tokenizers["tokenizer"])
-        has_condition = self.recipe.task is not None
-        self.say(f"tokenizing {len(self.train_set):,} images once")
-        made = make_code_set(
-            self.system.tokenizers["tokenizer"],
-            self.train_set,
-            mirror=self.recipe.data.flip_prob > 0,
-            condition=self._condition if has_condition else None,
-            condition_vocab_size=condition.vocab_size if has_condition else None,
-            condition_tokenizer=condition.fingerprint if has_condition else None,
-            use_labels=self.recipe.data.use_labels,
-        )
-        made = replace(made, images=self.data_fingerprint)
-        if self.cache is not None:
+        """The codes of the training images, by the model's numbers; they are kept for the next time."""
+        made = self.code_set
+        if made is None:
+            has_condition = self.recipe.task is not None
+            made = read_or_make_codes(
+                self.recipe,
+                self.train_set,
+                self.system.tokenizers,
+                cache=self.cache,
+                condition=self._condition if has_condition else None,
+                say=self.say,
+            )
+        if self.cache is not None and not self.cache.is_file():
             save_codes(self.cache, made)
-        return made
+        return made if self.codec.used is None else compacted(made, self.codec.used)
+
+    def _read_captions(self) -> None:
+        """Reads every caption once: no step waits for the text encoder."""
+        config, encoder = self.recipe.text, self.system.text_encoder
+        if config is None:
+            return
+        assert isinstance(encoder, CachedTextEncoder), "made with the learner"
+        sets = (self.train_set, self.held_out)
+        captions = [text for images in sets for text in images.captions_of(torch.arange(len(images)))]
+        encoder.prepare(["", *captions], length=config.length, say=self.say)
 
     def _condition(self, batch: Batch, index: Tensor, mirrored: bool) -> Tensor:
         """The codes of the sources of some training images, which may be mirrored already."""
@@ -224,7 +261,7 @@ class CodesLearner(Learner):
         """A batch of codes with its condition, as the model takes them."""
         codes, condition, labels, corner = batch
         training = self.recipe.training
-        if self.recipe.model.coordinates:
+        if code_images.is_told_places(self.system):
             condition = self._places(corner, codes.shape[1:])
         cond = Cond(label=labels, codes=None if condition is None else condition.flatten(1))
         if self.system.takes_text:
@@ -241,3 +278,58 @@ class CodesLearner(Learner):
 
     def _with(self, model: nn.Module) -> System:
         return replace(self.system, model=model)  # type: ignore[arg-type]
+
+
+def read_or_make_codes(
+    recipe: Recipe,
+    train_set: ImageSet,
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    cache: Path | None,
+    condition: MakeCondition | None = None,
+    say: Callable[[str], None] = print,
+) -> CodeSet:
+    """Returns the codes of the training images, by the tokenizer's numbers: from the cache where it fits, else made now.
+
+    Args:
+        recipe: says whether images are mirrored and classes kept.
+        train_set: the images.
+        tokenizers: `tokenizer`, and `condition_tokenizer` where sources have their own.
+        cache: a codes file; one that does not fit is deleted. None: there is none.
+        condition: makes the codes of the sources. None: there are no sources.
+        say: where sentences for people go.
+    """
+    fingerprint = _fingerprint(train_set, tokenizers)
+    if cache is not None and cache.is_file():
+        try:
+            found = load_codes(cache, tokenizer=tokenizers["tokenizer"].fingerprint)
+            if found.images == fingerprint:
+                return found
+            say(f"the codes in {cache} are made again: they are of other images or of another condition")
+        except DataError as error:
+            say(f"the codes in {cache} are made again: {error}")
+        cache.unlink()
+    used = tokenizers.get("condition_tokenizer", tokenizers["tokenizer"])
+    say(f"tokenizing {len(train_set):,} images once")
+    made = make_code_set(
+        tokenizers["tokenizer"],
+        train_set,
+        mirror=recipe.data.flip_prob > 0,
+        condition=condition,
+        condition_vocab_size=None if condition is None else used.vocab_size,
+        condition_tokenizer=None if condition is None else used.fingerprint,
+        use_labels=recipe.data.use_labels,
+    )
+    return replace(made, images=fingerprint)
+
+
+def codes_that_occur(code_set: CodeSet, say: Callable[[str], None]) -> Tensor:
+    """Returns the tokenizer's numbers of the codes in the set, int64 [K'], and says how many are dropped."""
+    used = used_codes(count_codes(code_set))
+    say(f"{len(used):,} of {code_set.vocab_size:,} codes occur in the training images; the others are dropped")
+    return used
+
+
+def _fingerprint(train_set: ImageSet, tokenizers: Mapping[str, Tokenizer]) -> str:
+    prints = [train_set.fingerprint, *(part.fingerprint for part in tokenizers.values())]
+    return hashlib.sha256(" ".join(prints).encode()).hexdigest()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import ConfigError
 from rasterformer.loading import load
 from rasterformer.pipeline_file import Pipeline
+from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_hash
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.training.run import check_same, train_recipe
@@ -46,8 +48,10 @@ def train_pipeline(
             images = open_recipe_images(recipe, split)
             if recipe.data.use_labels:
                 images.require_labels()
-            if getattr(recipe.model, "text_dim", None) is not None:
+            if recipe.text is not None:
                 images.captions_of(torch.arange(0))
+        if recipe.text is not None:
+            load_text_encoder(recipe.text.encoder, recipe.text.folder)
     for number, (stage, recipe) in enumerate(pipeline.stages.items(), start=1):
         place = folder / stage
         say(f"\nstage {number} of {len(pipeline.stages)}: {stage}, in {place}")
@@ -60,12 +64,25 @@ def train_pipeline(
             return False
     prior = pipeline.stages["prior"]
     if prior.task is None:
-        images = load(folder / "prior").sample(pipeline.samples, seed=0, as_tensor=True)
+        texts = _held_out_captions(prior, pipeline.samples)
+        images = load(folder / "prior").sample(pipeline.samples, text=texts, seed=0, as_tensor=True)
         about = {"kind": "sample", "recipe": recipe_hash(prior), "seed": 0}
         for k, image in enumerate(images):
-            write_png(folder / "samples" / f"{k:04d}.png", image, metadata={**about, "image": k})
+            caption = {} if texts is None else {"text": texts[k]}
+            write_png(folder / "samples" / f"{k:04d}.png", image, metadata={**about, **caption, "image": k})
+            if texts is not None:
+                (folder / "samples" / f"{k:04d}.txt").write_text(f"{texts[k]}\n", encoding="utf-8")
         write_png(folder / "samples" / "grid.png", image_grid(images, scale=2), metadata=about)
-        say(f"\n{pipeline.samples} samples: {folder / 'samples'}")
+        by = "" if texts is None else ", by captions of held-out images"
+        say(f"\n{pipeline.samples} samples{by}: {folder / 'samples'}")
     else:
         say(f"\nsource | samples | original: {max((folder / 'prior' / 'samples').glob('*.png'))}")
     return True
+
+
+def _held_out_captions(recipe: Recipe, count: int) -> list[str] | None:
+    """Captions to draw by, from the first held-out image on; None where the model takes none."""
+    if recipe.text is None:
+        return None
+    images = open_recipe_images(recipe, "test")
+    return images.captions_of(torch.arange(count) % len(images))

@@ -11,15 +11,16 @@ import torch
 
 from rasterformer import registry
 from rasterformer.checkpoint import read_model
+from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
 from rasterformer.loading import stored_tokenizers
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System
+from rasterformer.system import System, load_tokenizers
 from rasterformer.tokenizer import Tokenizer
-from rasterformer.training.codes import CodesLearner
+from rasterformer.training.codes import CodesLearner, codes_that_occur, read_or_make_codes
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import LikelihoodLearner
 from rasterformer.training.log import duration, read_metrics
@@ -118,10 +119,21 @@ def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = prin
     tokenizers = stored_tokenizers(folder) if resume and _tokenizer_is_gone(recipe) else None
     if tokenizers:
         say("the tokenizer's own folder is gone; the one in the newest checkpoint is used")
-    system = System.create(recipe, class_names=class_names, tokenizers=tokenizers)
+    encoder = None
+    if recipe.text is not None:  # what is missing is to be said now, not when all images are tokenized
+        for images in (train_set, held_out):
+            images.captions_of(torch.arange(0))
+        encoder = load_text_encoder(recipe.text.encoder, recipe.text.folder)
+    cache, code_set, used = folder / "codes.safetensors", None, None
+    if getattr(recipe.model, "drop_unused_codes", False):
+        tokenizers = tokenizers or load_tokenizers(recipe)
+        code_set = read_or_make_codes(recipe, train_set, tokenizers, cache=cache if cache.is_file() else None, say=say)
+        used = codes_that_occur(code_set, say)
+    system = System.create(recipe, class_names=class_names, tokenizers=tokenizers, used_codes=used)
+    system.text_encoder = encoder
     system.to(device)
     if system.tokenizer is not None:
-        return CodesLearner(system, train_set, held_out, cache=folder / "codes.safetensors", say=say)
+        return CodesLearner(system, train_set, held_out, cache=cache, code_set=code_set, say=say)
     return LikelihoodLearner(system, train_set, held_out)
 
 
@@ -151,11 +163,12 @@ def check_same(recipe: Recipe, recipe_file: Path) -> None:
     if not recipe_file.is_file():
         raise ConfigError(f"{recipe_file.parent} holds no run to resume. Start one without --resume.")
     before, now = recipe_to_dict(load_recipe(recipe_file)), recipe_to_dict(recipe)
+    sections = ((name, before.get(name, {}), now.get(name, {})) for name in ("task", "text", "data", "model", "training"))
     changed = [
-        f"{section}.{name} was {before.get(section, {}).get(name)}, is {value}"
-        for section in ("task", "data", "model", "training")
-        for name, value in now.get(section, {}).items()
-        if before.get(section, {}).get(name) != value and not (section == "training" and name in FREE_TO_CHANGE)
+        f"{section}.{name} was {old.get(name)}, is {new.get(name)}"
+        for section, old, new in sections
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and not (section == "training" and name in FREE_TO_CHANGE)
     ]
     if changed or before["system"] != now["system"]:
         raise ConfigError(

@@ -1,0 +1,130 @@
+"""What a diffusion model over codes does with pictures: it draws any part of them anew, at any size, and varies them.
+
+Codes all of whose pixels are known stay; the others are drawn, each seeing all that is known around it; known pixels are put back
+as they were. `System.restore`, `System.complete` and `System.vary` come here; how codes are drawn is in `code_images.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rasterformer.autoregressive.noise import stream_seed
+from rasterformer.batches import OnImages, collected, one_of
+from rasterformer.code_images import CodeOptions, grid_of, known_codes
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.errors import ConfigError, ShapeError
+from rasterformer.interfaces import Cond, Known, OnStep, SampleOptions
+
+if TYPE_CHECKING:
+    from rasterformer.system import Precision, System
+
+
+def fill_pictures(
+    system: System,
+    pictures: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    n: int,
+    cond: Cond,
+    options: SampleOptions,
+    seed: int,
+    more: CodeOptions,
+    *,
+    precision: Precision,
+    batch_size: int | None,
+    on_step: OnStep | None,
+    on_images: OnImages | None,
+) -> list[Tensor]:
+    """Draws what is not known of pictures, n times each.
+
+    Args:
+        system: a diffusion model over codes.
+        pictures: uint8 [3, h, w] of any sizes from the model's up, multiples of the tokenizer's factor.
+        masks: bool [h, w] for each, True where it stays as it is.
+        n: fillings of each.
+        cond: class or text of each picture.
+        options, more: how.
+        seed, precision, batch_size, on_step, on_images: as in `System.transform`.
+
+    Returns:
+        uint8 [n, 3, h, w] for each picture.
+
+    Raises:
+        ConfigError: a mask knows everything.
+        ShapeError: a mask of another size or dtype than its picture, or a picture of a size that has no codes.
+    """
+    for k, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        if mask.shape != picture.shape[1:] or mask.dtype != torch.bool:
+            raise ShapeError(
+                f"the mask of image {k} is {mask.dtype} {list(mask.shape)}; it must be torch.bool {list(picture.shape[1:])}."
+            )
+        if bool(mask.all()):
+            raise ConfigError(f"the mask of image {k} says that every pixel is known. Mark one or more as unknown.")
+        grid_of(system, (picture.shape[1], picture.shape[2]))  # refuses sizes before anything is drawn
+    results: list[Tensor] = []
+    for k, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        here = replace(more, size=(picture.shape[1], picture.shape[2]))
+        codes, where = known_codes(system, picture[None], mask[None])
+        model, plan = system.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=False, more=here)
+        batches = system.draw_batches(
+            model,
+            plan,
+            cond.rows(torch.full((n,), k, device=system.device)),
+            options,
+            stream_seed(seed, "picture", k),
+            parallel=False,
+            known=Known(codes.flatten(1)[..., None].expand(n, -1, -1), where.flatten(1).expand(n, -1)),
+            more=here,
+            on_step=None if on_step is None else one_of(on_step, k, len(pictures)),
+        )
+        results.append(torch.where(mask, picture, collected(batches, None)))  # known pixels stay as they are
+        if on_images is not None:
+            on_images(k, results[-1])
+    return results
+
+
+def vary_images(
+    system: System,
+    images: Tensor,
+    n: int,
+    cond: Cond,
+    options: SampleOptions,
+    seed: int,
+    more: CodeOptions,
+    *,
+    strength: float,
+    precision: Precision,
+    batch_size: int | None,
+    on_step: OnStep | None,
+    on_images: OnImages | None,
+) -> Tensor:
+    """Undoes noise that was put on the codes of images: uint8 [B, 3, H, W] at the model's size -> [B, n, 3, H, W].
+
+    Args:
+        strength: share of the noise levels that are undone, above 0 and up to 1, where nothing of the image is left.
+        on_images: given (index of the first, results of it and of those after it).
+    """
+    assert isinstance(system.codec, CodeCodec) and isinstance(system.model, CodeDenoiser), "refused by System.vary"
+    if not 0.0 < strength <= 1.0:
+        raise ConfigError(f"strength = {strength} must lie above 0 and not above 1.")
+    image_of = torch.arange(len(images)).repeat_interleave(n)
+    codes = system.codec.to_x(system.codec.from_tokenizer(system.tokenizers["tokenizer"].encode(images)))[image_of]
+    model, plan = system.plan_drawing(len(codes), batch_size=batch_size, precision=precision, parallel=False, more=more)
+    level = max(1, round(strength * system.model.process.num_steps))
+    batches = system.draw_batches(
+        model,
+        plan,
+        cond.rows(image_of.to(system.device)),
+        options,
+        seed,
+        parallel=False,
+        start=(codes, level),
+        more=more,
+        on_step=on_step,
+    )
+    return collected(batches, on_images).unflatten(0, (len(images), n))
