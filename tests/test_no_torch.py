@@ -17,7 +17,11 @@ print("code", code, "heavy", heavy, "seconds", time.process_time())
 """
 
 
-@pytest.mark.parametrize("tokens", [["--help"], ["recipes"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "tokens",
+    [["--help"], ["recipes"], ["--version"], ["vary", "--help"], ["restore", "--help"], ["sample", "--help"]],
+    ids=" ".join,
+)
 def test_command_answers_in_half_a_second_without_torch(tokens: list[str]) -> None:
     seconds = []
     for _ in range(2):  # the second run has every file in memory

@@ -104,7 +104,9 @@ def complete_codes(
     if candidates < 1:
         raise ConfigError(f"candidates = {candidates} must be at least 1.")
     if candidates > 1 and isinstance(system.model, CodeDenoiser):
-        raise ConfigError(f"candidates = {candidates}, but a diffusion model sees all that is known already. Leave it out.")
+        raise ConfigError(
+            f"candidates = {candidates}, but a diffusion model sees all that is known already. Leave it out."
+        )
     if candidates > 1 and window_of(system) != system.codec.grid:
         raise ConfigError(
             f"candidates = {candidates} needs a model that sees the whole image at once; this one slides a window over it."

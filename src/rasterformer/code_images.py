@@ -192,7 +192,11 @@ def draw_codes(
         if grid == window:
             x = diffuse_codes(model, cond, count, options=how, rng=rng, known=known, start=start, on_step=told)
             return x[..., 0].unflatten(1, grid)
-        x = torch.zeros(count, *grid, dtype=torch.int64, device=device) if known is None else known.x[..., 0].unflatten(1, grid)
+        x = (
+            torch.zeros(count, *grid, dtype=torch.int64, device=device)
+            if known is None
+            else known.x[..., 0].unflatten(1, grid)
+        )
         where = torch.zeros_like(x, dtype=torch.bool) if known is None else known.where.unflatten(1, grid)
         return fill_grid(
             model,

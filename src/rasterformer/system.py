@@ -419,7 +419,12 @@ class System:
                     f"{shape.size}. Let it be drawn by a sliding window, or reduce it."
                 )
             options = SampleOptions(temperature, top_k, top_p)
-            told: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "on_step": on_step, "on_images": on_images}
+            told: dict[str, Any] = {
+                "precision": precision,
+                "batch_size": batch_size,
+                "on_step": on_step,
+                "on_images": on_images,
+            }
             if isinstance(self.model, CodeDenoiser):
                 assert known is not None, "asked for above"
                 results = fill_pictures(self, pictures, known, n, cond, options, seed, more, **told)
@@ -475,7 +480,14 @@ class System:
         return self.transform(images, n=n, temperature=temperature, seed=seed)
 
     def restore(
-        self, images: Images, *, known: Sequence[Tensor], n: int = 1, temperature: float = 1.0, seed: int = 0, **more: Any
+        self,
+        images: Images,
+        *,
+        known: Sequence[Tensor],
+        n: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **more: Any,
     ) -> list[Any]:
         """`transform` by a model of in-painting, or by a diffusion model over codes: what a mask says is missing is drawn.
 
@@ -783,7 +795,9 @@ class System:
         if more is not None:
             self._need_codes(more)
         if parallel and isinstance(self.model, CodeDenoiser):
-            raise ConfigError("parallel is for models that draw code by code; a diffusion model takes steps. Leave it out.")
+            raise ConfigError(
+                "parallel is for models that draw code by code; a diffusion model takes steps. Leave it out."
+            )
         if n < 1 or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
         if parallel and batch_size is not None and batch_size > 1:
@@ -890,7 +904,9 @@ class System:
         if isinstance(self.model, CodeDenoiser):
             levels = min(LEVELS, self.model.process.num_steps) if levels is None else levels
         elif levels is not None:
-            raise ConfigError(f"levels = {levels}, but this model's likelihood is exact and draws no noise. Leave it out.")
+            raise ConfigError(
+                f"levels = {levels}, but this model's likelihood is exact and draws no noise. Leave it out."
+            )
         given = cond or Cond()
         condition = self.condition_of(given)
         plain = replace(given, source=None, known=None).to(self.device)
@@ -962,7 +978,9 @@ class System:
             self.text_encoder = load_text_encoder(config.encoder, config.folder)
         encoder, found = self.text_encoder, self.text_encoder.fingerprint
         if encoder.dim not in (None, config.dim):
-            raise ConfigError(f"text.dim = {config.dim}, but the text encoder's states have {encoder.dim}: set it to that.")
+            raise ConfigError(
+                f"text.dim = {config.dim}, but the text encoder's states have {encoder.dim}: set it to that."
+            )
         if self.trained_on_text not in (None, found):
             place = "is installed" if config.folder is None else f"is in {config.folder}"
             raise CheckpointError(
@@ -1002,7 +1020,8 @@ class System:
     def _card(self) -> str:
         weights = sum(p.numel() for p in self.model.parameters())
         classes = f"- classes: {', '.join(self.class_names)}\n" if self.class_names else ""
-        task, given, use = self.recipe.task, "", "model.sample(16, seed=0)"
+        task, given, text = self.recipe.task, "", 'text="words", ' if self.takes_text else ""
+        use = f"model.sample(16, {text}seed=0)"
         if task is not None:
             given = f"given the source (task {task_name(task)}), "
             mask = "known=masks, " if isinstance(task, Inpaint) else ""

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.scene_captions import COLOURS, HELD_OUT, SHAPES
-from benchmarks.scene_judge import SceneJudge, accuracies, drawn_colours, loss, recombined, true_scenes
+from benchmarks.scene_judge import (
+    SceneJudge,
+    accuracies,
+    drawn_colours,
+    loss,
+    mirrored,
+    one_of_each_count,
+    recombined,
+    true_scenes,
+)
 from benchmarks.scene_set import FIRST_SHAPE, PAINT, SceneSet, held_out_colours, repainted, slot_masks, turned
 
 SHADES = torch.tensor([0.4, 0.7, 1.0, 1.2])
@@ -97,6 +106,25 @@ def test_objects_alike_get_the_same_paint() -> None:
     assert torch.equal(drawn[:, 0], drawn[:, 1]) and len(drawn[:, 2].unique()) == len(COLOURS)
 
 
+def test_a_mirrored_scene_has_its_objects_from_left_to_right_again() -> None:
+    scenes = scenes_of([[("cube", "red"), ("sphere", "blue")], [("cylinder", "green")]])
+    made = mirrored(scenes)
+    assert [[one.shape for one in scene.objects] for scene in true_scenes(made)] == [["sphere", "cube"], ["cylinder"]]
+    assert made.columns[0, :2].tolist() == [63 - 29.5, 63 - 9.5] and made.colours[1].tolist() == [
+        COLOURS.index("green"),
+        -1,
+        -1,
+    ]
+    masks = slot_masks(made)
+    assert masks[0, 0, 25].nonzero().float().mean() == pytest.approx(made.columns[0, 0].item())
+    assert torch.equal(mirrored(made).images, scenes.images) and torch.equal(mirrored(made).shapes, scenes.shapes)
+
+
+def test_scenes_are_drawn_as_often_by_count() -> None:
+    scenes = scenes_of([[("cube", "red")]] * 3 + [[("cube", "red"), ("cube", "blue")]])
+    assert one_of_each_count(scenes).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
+
+
 def test_accuracies_count_slots_that_are_there_and_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge that always sees the first scene, right in one image of two."""
     scenes = scenes_of([[("cube", "red"), ("sphere", "blue")], [("cube", "green")]])
@@ -119,6 +147,7 @@ def test_accuracies_count_slots_that_are_there_and_whole_images(monkeypatch: pyt
     assert [len(scene.objects) for scene in judge.scenes(scenes.images)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_judge_learns() -> None:
     scenes = scenes_of([[("cube", "red")], [("sphere", "blue"), ("cube", "green")]])
     torch.manual_seed(0)

@@ -70,14 +70,17 @@ def refused(capsys: pytest.CaptureFixture[str], words: Sequence[object]) -> str:
 
 
 def test_sample_draws_larger_pictures_as_the_library_does(models: Models, tmp_path: Path) -> None:
-    assert run("sample", models.placed, "-n", 2, "--size", "18x24", "--seed", 3, "--out", tmp_path) == 0
+    assert (
+        run("sample", models.placed, "-n", 2, "--size", "18x24", "--seed", 3, "--window-stride", 2, "--out", tmp_path)
+        == 0
+    )
     system = rasterformer.load(models.placed)
-    expected = system.sample(2, size=(18, 24), seed=3, as_tensor=True)
+    expected = system.sample(2, size=(18, 24), seed=3, window_stride=2, as_tensor=True)
     assert expected.shape == (2, 3, 18, 24)
     for k in range(2):
         assert torch.equal(read(tmp_path / f"{k:04d}.png"), expected[k])
     record = read_png_metadata(tmp_path / "0001.png")
-    assert record is not None and (record["image"], record["window_stride"], record["seed"]) == (1, 1, 3)
+    assert record is not None and (record["image"], record["window_stride"], record["seed"]) == (1, 2, 3)
 
 
 def test_a_wider_stride_of_the_window_draws_other_pictures(models: Models, tmp_path: Path) -> None:

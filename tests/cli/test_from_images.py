@@ -591,8 +591,11 @@ def test_masks_and_rectangles_that_cannot_be_used_are_refused(
     black = white(tmp_path / "black.png", np.zeros((4, 5), bool))
     (tmp_path / "text.png").write_text("no picture")
     for words, messages in (
-        ([], ["what is missing? Give --mask FILE, or --rectangle TOP LEFT HEIGHT WIDTH"]),
-        (["--mask", black, *HOLE], ["--mask and --rectangle say the same thing"]),
+        (
+            [],
+            ["what is missing? Give --mask FILE, --rectangle TOP LEFT HEIGHT WIDTH, or --extend TOP RIGHT BOTTOM LEFT"],
+        ),
+        (["--mask", black, *HOLE], ["--mask, --rectangle and --extend all say what is missing: give one of them"]),
         (["--mask", wide], [str(wide), "is 4x5 pixels, but a picture is 5x4"]),
         (["--mask", black], [str(black), "has no white pixel"]),
         (["--mask", tmp_path / "none.png"], [str(tmp_path / "none.png"), "No such file"]),

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rasterformer import registry
 from rasterformer.autoregressive.noise import NoiseStream, image_generators
 from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.score import symbol_nats
@@ -30,10 +29,6 @@ def other_values(x: Tensor, model: Autoregressive) -> Tensor:
 def first_of(x: Tensor, count: int) -> Known:
     """The first positions of x as known."""
     return Known(x, (torch.arange(x.shape[1]) < count).expand(len(x), -1))
-
-
-def test_every_system_of_the_registry_has_small_models_here(small_configs: dict) -> None:
-    assert set(small_configs) == set(registry.SYSTEMS)
 
 
 @torch.no_grad()

@@ -429,8 +429,16 @@ GOOD_COND = {"label": torch.tensor([0, 1, 4]), "codes": torch.zeros(BATCH, 12, d
             {"source": torch.zeros(3, 3, 4, 4, dtype=torch.uint8)},
             "source was given, but .* it takes codes",
         ),
-        ("everything", {"text": torch.zeros(3, 6, 6)}, r"text is \[3, 6, 6\]; this model takes \[B, S\] states of 6 dim.*1\.\.5"),
-        ("everything", {"text": torch.zeros(3, 4, 7)}, r"text is \[3, 4, 7\]; this model takes \[B, S\] states of 6 dim"),
+        (
+            "everything",
+            {"text": torch.zeros(3, 6, 6)},
+            r"text is \[3, 6, 6\]; this model takes \[B, S\] states of 6 dim.*1\.\.5",
+        ),
+        (
+            "everything",
+            {"text": torch.zeros(3, 4, 7)},
+            r"text is \[3, 4, 7\]; this model takes \[B, S\] states of 6 dim",
+        ),
     ],
 )
 def test_conditions_that_the_model_does_not_know_are_refused(name: str, changes: Any, message: str) -> None:

@@ -195,7 +195,9 @@ def test_a_run_is_not_resumed_with_another_tokenizer_or_other_images(changed: st
     train(Run(learner_in(tmp_path, system_of(steps=1)), tmp_path), resume=False, say=quiet)
     tokenizers = {"tokenizer": tokenizer_of(7 if changed == "tokenizer" else 0)}
     learner = learner_in(tmp_path, system_of(steps=2, tokenizers=tokenizers), seed=3 if changed == "images" else 0)
-    with pytest.raises(CheckpointError, match="was trained on other images than 'toys' .* or the tokenizer does"):
+    with pytest.raises(
+        CheckpointError, match="was trained on other images than 'toys' .* or the tokenizer or captions do"
+    ):
         train(Run(learner, tmp_path), resume=True, say=quiet)
 
 

@@ -12,7 +12,9 @@ from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive
 
-AT_A_STEP = 8  # float32 numbers that a diffusion model's step holds for each code: two distributions, clocks (measured: 6 to 8)
+AT_A_STEP = (
+    8  # float32 numbers that a diffusion model's step holds for each code: two distributions, clocks (measured: 6 to 8)
+)
 SHARE = 0.5  # of the memory that is free; the rest is for what else the machine does
 CGROUP = Path("/sys/fs/cgroup")
 

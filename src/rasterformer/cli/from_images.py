@@ -156,7 +156,9 @@ def draw_from_images(
         pictures = [F.pad(picture, (left, right, top, bottom)) for picture in pictures]
 
         def make_masks(pictures: list[Tensor]) -> list[Tensor]:
-            inside = [torch.ones(p.shape[1] - top - bottom, p.shape[2] - left - right, dtype=torch.bool) for p in pictures]
+            inside = [
+                torch.ones(p.shape[1] - top - bottom, p.shape[2] - left - right, dtype=torch.bool) for p in pictures
+            ]
             return [F.pad(known, (left, right, top, bottom)) for known in inside]
 
     originals: Tensor | None = None
@@ -240,9 +242,7 @@ def draw_from_images(
                     **options,
                 )
             else:
-                system.vary(
-                    torch.stack(pictures), strength=strength, on_images=in_rows_of(drawing.n, keep), **options
-                )
+                system.vary(torch.stack(pictures), strength=strength, on_images=in_rows_of(drawing.n, keep), **options)
     except KeyboardInterrupt:
         stopped = True
     where = "beside their pictures" if drawing.beside else f"in {drawing.out}"

@@ -89,12 +89,13 @@ def _print_folder(folder: Path) -> None:
             rows[name] = f"{count:,} numbers in {len(header)} tensors, {dtypes}"
     for name, part in config.get("tokenizers", {}).items():
         rows[name] = f"{part['recipe']['system']}, {part['steps']:,} steps"
+    rows["text encoder"] = config.get("text_encoder")
     rows["files"] = f"{len(sizes)} verified, {sum(sizes.values()):,} bytes"
     print(folder)
     for label, value in rows.items():
         if value is not None:
             print(f"  {label:20} {value}")
-    for section in ("task", "model", "data", "training"):
+    for section in ("task", "text", "model", "data", "training"):
         for field, value in (recipe.get(section) or {}).items():
             print(f"  {section}.{field} = {json.dumps(value)}")
 

@@ -202,7 +202,9 @@ class DiscreteProcess:
         Returns:
             nats of each code, of the dtype of log_x0 [B, L].
         """
-        if not self.replaces:  # a mask is lifted with the same probability by both, and then is x_0 or what the network says
+        if (
+            not self.replaces
+        ):  # a mask is lifted with the same probability by both, and then is x_0 or what the network says
             masked_s, masked_t = self.mask.to(t.device)[s], self.mask.to(t.device)[t]
             return self.masked_nats(log_x0, x0, x_t, 1 - masked_s / masked_t)
         log_p = self.posterior(log_x0, x_t, t, s)

@@ -195,7 +195,9 @@ def _unmasked(part: _Part, x_t: Tensor, log_x0: Tensor, *, stays_masked: float) 
     fate = torch.stack([torch.rand(length, dtype=torch.float64, generator=generator) for generator in part.rng])
     revealed = (x_t == part.model.process.mask_index) & (fate.to(x_t.device) >= stays_masked)  # [b, L]
     counts = revealed.sum(1).tolist()
-    clocks = [exponential([one], (count, num_codes), x_t.device)[0] for one, count in zip(part.rng, counts, strict=True)]
+    clocks = [
+        exponential([one], (count, num_codes), x_t.device)[0] for one, count in zip(part.rng, counts, strict=True)
+    ]
     return x_t.masked_scatter(revealed, race(log_x0[revealed].exp(), torch.cat(clocks)))
 
 

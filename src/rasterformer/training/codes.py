@@ -37,6 +37,7 @@ from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
 
 TEXTS_FILE = "texts.safetensors"
+STEPS = 25  # of samples drawn during training
 LEVELS = 10  # of noise, drawn at most for each held-out image when a bound is measured during training
 
 
@@ -116,7 +117,7 @@ class CodesLearner(Learner):
                 loss = model.loss(x[rows], cond.rows(rows), rng=rng)
             (loss.total * (len(x[rows]) / len(x))).backward()
             nats += float(loss.nats.sum())
-        return {"nats_per_code": nats / x.numel()}
+        return {self._figure: nats / x.numel()}
 
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
         """Nats per code of held-out images, given their conditions: exact, or an upper bound."""
@@ -132,7 +133,7 @@ class CodesLearner(Learner):
                 here = system.with_text(here, self.held_out.captions_of(index), len(index))
             nats = code_images.grid_nats(system, system.model, codes[index], here, part, levels=self._levels)
             total += float(nats.double().sum())
-        return {"held_out_nats_per_code": total / codes.numel()}
+        return {f"held_out_{self._figure}": total / codes.numel()}
 
     def sheet(self, model: nn.Module) -> Tensor:
         """Sixteen samples, or samples between their conditions and the originals."""
@@ -140,7 +141,8 @@ class CodesLearner(Learner):
         if self.recipe.task is None:
             shown = torch.arange(16) % len(self.held_out)
             text = self.held_out.captions_of(shown) if system.takes_text else None
-            return image_grid(system.sample(16, seed=seed, text=text, as_tensor=True), scale=2)
+            steps = min(STEPS, system.model.process.num_steps) if isinstance(system.model, CodeDenoiser) else None
+            return image_grid(system.sample(16, seed=seed, text=text, steps=steps, as_tensor=True), scale=2)
         index = torch.arange(min(8, len(self.held_out)))
         batch = self._with_source(self.held_out.batch(index, use_labels=self.recipe.data.use_labels), 0)
         text = self.held_out.captions_of(index) if system.takes_text else None
@@ -172,7 +174,7 @@ class CodesLearner(Learner):
     def headline(self, figures: Mapping[str, Any]) -> str:
         """Likelihood of the codes of held-out images."""
         task, length = self.recipe.task, math.prod(self.codec.x_shape)
-        nats = figures["held_out_nats_per_code"]
+        nats = figures[f"held_out_{self._figure}"]
         given = "" if task is None else f" given their conditions ({task_name(task)})"
         side = self.system.image_size
         vocab_size = self.codec.vocab_size
@@ -205,6 +207,11 @@ class CodesLearner(Learner):
         """Levels of noise that a bound is measured from; None: the likelihood is exact."""
         model = self.system.model
         return min(LEVELS, model.process.num_steps) if isinstance(model, CodeDenoiser) else None
+
+    @property
+    def _figure(self) -> str:
+        """What the log calls nats per code."""
+        return "nats_per_code" if self.system.likelihood_bound == "exact" else "nats_per_code_upper_bound"
 
     def _code_set(self) -> CodeSet:
         """The codes of the training images, by the model's numbers; they are kept for the next time."""

@@ -104,7 +104,8 @@ class LikelihoodLearner(Learner):
 def draw_more(recipe: Recipe, folder: Path) -> str:
     """Returns the command that uses the run's model."""
     if recipe.task is None:
-        return f"rasterformer sample {folder} -n 16 --seed 1"
+        text = "" if recipe.text is None else " --text 'WORDS'"
+        return f"rasterformer sample {folder} -n 16{text} --seed 1"
     command = {SuperResolution: "upscale", Inpaint: "restore", Colourise: "colourise", Denoise: "denoise"}
     mask = " --mask MASK.png" if isinstance(recipe.task, Inpaint) else ""
     return f"rasterformer {command.get(type(recipe.task), 'transform')} {folder} IMAGE.png{mask} -n 4"

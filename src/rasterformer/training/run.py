@@ -163,7 +163,9 @@ def check_same(recipe: Recipe, recipe_file: Path) -> None:
     if not recipe_file.is_file():
         raise ConfigError(f"{recipe_file.parent} holds no run to resume. Start one without --resume.")
     before, now = recipe_to_dict(load_recipe(recipe_file)), recipe_to_dict(recipe)
-    sections = ((name, before.get(name, {}), now.get(name, {})) for name in ("task", "text", "data", "model", "training"))
+    sections = (
+        (name, before.get(name, {}), now.get(name, {})) for name in ("task", "text", "data", "model", "training")
+    )
     changed = [
         f"{section}.{name} was {old.get(name)}, is {new.get(name)}"
         for section, old, new in sections

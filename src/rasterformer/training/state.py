@@ -72,7 +72,7 @@ def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: Exponen
     if state["data_fingerprint"] != learner.data_fingerprint:
         raise CheckpointError(
             f"{newest}: was trained on other images than {learner.train_set.name!r} holds now (names, sizes or pixels differ"
-            f"{', or the tokenizer does' if learner.frozen_tensors() else ''}). Bring the old ones back, or start a new run from "
+            f"{', or the tokenizer or captions do' if learner.frozen_tensors() else ''}). Bring the old ones back, or start a new run from "
             f"these weights: --init {folder}."
         )
     for name, network in learner.networks.items():
