@@ -14,6 +14,7 @@ SCRIPTS = {
     "tiles": "seams of pictures that are drawn in tiles",
     "surprise": "foreign and damaged images among clean ones: how many of them a ranking by likelihood finds",
     "vqgan": "tokenizers, priors over their codes, conditions and a large picture, from finished runs",
+    "vq_diffusion": "VQ-Diffusion beside an autoregressive model over the same codes, from finished runs",
     "render": "docs/results.md from the JSON of the others",
 }
 

@@ -16,6 +16,7 @@ import torch
 from benchmarks.markdown import circumstances, table, write_drawing
 from benchmarks.record import PICTURES, RESULTS, ROOT
 from benchmarks.render_codes_speed import codes_speed
+from benchmarks.render_vq_diffusion import vq_diffusion
 from benchmarks.render_vqgan import vqgan
 from rasterformer.evaluation.likelihood import mean_interval
 from rasterformer.evaluation.svg_curve import svg_curve
@@ -79,6 +80,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from surprise(_read(results / "surprise.json"))
     if (results / "vqgan.json").exists():
         yield from vqgan(_read(results / "vqgan.json"), results / "vqgan-remarks.md", docs / PICTURES.name)
+    if (results / "vq_diffusion.json").exists():
+        yield from vq_diffusion(_read(results / "vq_diffusion.json"), results / "vq_diffusion-remarks.md")
 
 
 def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, docs: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ import rasterformer
 
 ROOT = Path(rasterformer.__file__).parent
 LEVELS = {
-    "errors": 0, "interfaces": 0, "registry": 0, "recipe": 0, "recipe_file": 0, "pipeline_file": 0, "tasks": 0,
+    "errors": 0, "interfaces": 0, "registry": 0, "recipe": 0, "recipe_file": 0, "pipeline_file": 0, "tasks": 0, "heads": 0,
     "nn": 1, "distributions": 1, "data": 1,
     "codecs": 2, "conditioning": 2, "autoregressive": 2, "diffusion": 2,
     "systems": 3,

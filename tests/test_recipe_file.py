@@ -36,12 +36,16 @@ class Config:
     rate: float = 0.5
     rotary: bool = False
     kind: Literal["local1d", "local2d"] = "local1d"
+    shade: Literal["dark", "light"] | None = None
     name: str = "plain"
     depth: int | None = None
     block: tuple[int, int] = (4, 4)
     reads_source: bool = False
+    needs_text: bool = False
 
-    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+    def fit_problems(self, *, task: str | None, image_size: int, has_text: bool) -> list[str]:
+        if self.needs_text and not has_text:
+            return ["model.needs_text = true, but there is no text."]
         if self.reads_source == (task is not None):
             return []
         return [f"model.reads_source = {self.reads_source} does not go with the task {task} of {image_size} pixels."]
@@ -138,7 +142,7 @@ def test_all_errors_are_reported_at_once(write: Write) -> None:
         "training.step = 3 is not known. Did you mean 'steps'?",
         "training.steps = 'abc' has the wrong type: it must be a valid integer.",
         "training.batch_size = True has the wrong type: it must be a valid integer.",
-        "training.precision = 'half' has the wrong type: it must be 'auto', 'bfloat16' or 'float32'.",
+        "training.precision = 'half' must be one of 'auto', 'bfloat16', 'float32'.",
         "model.widht = 8 is not known. Did you mean 'width'?",
         "model.num_heads = 4 does not divide model.width = 9.",
     ]
@@ -158,7 +162,6 @@ def test_all_errors_are_reported_at_once(write: Write) -> None:
         ("rate", "1e999", "a finite number"),
         ("rotary", "1", "a valid boolean"),
         ("rotary", "yes", "a valid boolean"),
-        ("kind", "local3d", "'local1d' or 'local2d'"),
         ("name", "12", "a valid string"),
         ("depth", "x", "a valid integer, or null"),
         ("block", "[1, x]", "a valid integer"),
@@ -171,6 +174,28 @@ def test_all_errors_are_reported_at_once(write: Write) -> None:
 def test_value_of_another_type_is_refused(write: Write, field: str, text: str, allowed: str) -> None:
     with pytest.raises(ConfigError, match=f"model.{field} = .* has the wrong type: .*{allowed}"):
         load_recipe(write(f"system: toy\nmodel: {{{field}: {text}}}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("local3d", r"model.kind = 'local3d' must be one of 'local1d', 'local2d'. Did you mean 'local[12]d'\?$"),
+        ("convolution", r"model.kind = 'convolution' must be one of 'local1d', 'local2d'.$"),
+        ("3", r"model.kind = 3 must be one of 'local1d', 'local2d'.$"),
+        ("null", r"model.kind = None must be one of 'local1d', 'local2d'.$"),
+    ],
+)
+def test_a_value_that_is_no_choice_names_all_choices_and_the_nearest(write: Write, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(f"system: toy\nmodel: {{kind: {text}}}"))
+
+
+def test_null_is_named_where_it_is_a_choice(write: Write) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model.shade = 'darc' must be one of 'dark', 'light', or null. Did you mean 'dark'"
+    ):
+        load_recipe(write("system: toy\nmodel: {shade: darc}"))
+    assert load_recipe(write("system: toy\nmodel: {shade: null}")).model.shade is None
 
 
 @pytest.mark.parametrize(
@@ -343,7 +368,10 @@ def test_a_task_is_set_and_changed_by_overrides(write: Write) -> None:
         ("inpaint", r"task = 'inpaint' must be a section with a name"),
         ("{name: super_resolution, factr: 2}", r"task.factr = 2 is not known. Did you mean 'factor'\?"),
         ("{name: super_resolution, factor: '2'}", r"task.factor = '2' has the wrong type: it must be a valid integer"),
-        ("{name: inpaint, masks: [whole]}", r"task.masks = \['whole'\] has the wrong type: .*'rectangles'"),
+        (
+            "{name: inpaint, masks: [whole]}",
+            r"task.masks = \['whole'\] has the entry 'whole', but each must be one of 'rectangles', 'strokes'",
+        ),
         ("{name: denoise, gaussian_std: 5}", r"task.gaussian_std = 5 has the wrong type: it must be a valid array"),
         (
             "{name: super_resolution, factor: 5}",
@@ -397,7 +425,7 @@ def test_an_override_of_texts_makes_the_section(write: Write) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{encoder: bert}", "text.encoder = 'bert' has the wrong type"),
+        ("{encoder: bert}", "text.encoder = 'bert' must be one of 'minilm', 'folder', 'bytes'."),
         ("{lenght: 3}", "text.lenght = 3 is not known. Did you mean 'length'"),
         ("7", "text = 7"),
         ("{length: 1}", "text.length = 1 must be at least 2"),
@@ -426,3 +454,10 @@ def test_older_recipes_without_texts_are_read_and_those_with_are_refused(write: 
     assert load_recipe(write(old.format("null"))) == load_recipe(write("system: toy\nmodel: {width: 16}"))
     with pytest.raises(ConfigError, match=r"model\.text_dim = 384 is a section of its own now.*trained again"):
         load_recipe(write(old.format(384)))
+
+
+def test_a_network_says_before_training_that_it_needs_a_text() -> None:
+    content = {"system": "toy", "model": {"needs_text": True}, "text": {"encoder": "bytes", "dim": 4}}
+    assert recipe_from_dict(content).model.needs_text
+    with pytest.raises(ConfigError, match="model.needs_text = true, but there is no text"):
+        recipe_from_dict({**content, "text": None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from torch import Tensor
 import rasterformer
 from rasterformer import code_images
 from rasterformer.autoregressive.noise import image_generators, stream_seed
+from rasterformer.conditioning.carry_on import carry_on
+from rasterformer.conditioning.text import ByteTokens
+from rasterformer.conditioning.text_encoder import TextEncoder
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.diffusion.draw import draw_codes
 from rasterformer.diffusion.options import DiffusionOptions
@@ -91,6 +94,9 @@ def random_mask(height: int = SIZE, width: int = SIZE) -> Tensor:
     return mask
 
 
+BELOW = torch.arange(SIZE)[:, None] >= SIZE - 4  # rows
+
+
 def denoiser(system: System) -> CodeDenoiser:
     assert isinstance(system.model, CodeDenoiser)
     return system.model
@@ -164,7 +170,7 @@ def test_every_option_reaches_the_sampler(options: dict[str, Any]) -> None:
         ),
         ({}, {"size": (15, 16)}, ShapeError, "size = 15x16 pixels is no multiple of the tokenizer's factor 2"),
         ({}, {"size": (14, 16)}, ShapeError, "size = 14x16 pixels is smaller than the model's window of 16x16"),
-        ({}, {"size": (16, 20), "window_stride": 9}, ConfigError, r"stride = 9 must lie in 1\.\.8"),
+        ({}, {"size": (16, 20), "window_stride": 9}, ConfigError, r"window_stride = 9 must lie in 1\.\.8"),
         ({}, {"label": "cat"}, ConfigError, "label = 'cat' was given, but this model has no classes"),
         ({}, {"text": "a cat"}, ConfigError, "text was given, but this model was trained without captions"),
         ({}, {"top_k": 0}, ConfigError, "top_k = 0"),
@@ -199,7 +205,7 @@ def test_other_models_vary_nothing(make_other: Callable[[], System]) -> None:
 
 def test_texts_reach_what_is_drawn_filled_in_and_varied_each_its_own_image() -> None:
     system, images = make(text=BYTES, std=0.8), random_images()
-    masks = [~random_mask(), ~random_mask()]
+    masks = [~random_mask() | BELOW] * 2
     ways: list[Callable[[Any], Any]] = [
         lambda text: system.sample(2, text=text, as_tensor=True),
         lambda text: system.complete(images, n=4, text=text, as_tensor=True),
@@ -213,14 +219,155 @@ def test_texts_reach_what_is_drawn_filled_in_and_varied_each_its_own_image() -> 
         assert not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
 
 
+# ---- where nothing is said
+
+
+def hidden_from(system: System, draw: Callable[[], Any]) -> list[list[bool]]:
+    """Whose condition was hidden in each pass of the network while something was drawn; [] where nobody's was."""
+    seen: list[list[bool]] = []
+
+    def look(_: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        cond: Cond = given[2]
+        seen.append([] if cond.dropped is None else cond.dropped.tolist())
+
+    handle = system.model.register_forward_pre_hook(look)
+    draw()
+    handle.remove()
+    assert seen, "the network was asked"
+    return seen
+
+
+def ways_of(system: System) -> list[Callable[..., Any]]:
+    """Everything that draws, two images at once or one after the other."""
+    images, masks = random_images(), [BELOW.expand(SIZE, SIZE)] * 2
+    return [
+        lambda **more: system.sample(2, as_tensor=True, **more),
+        lambda **more: system.complete(images, as_tensor=True, **more),
+        lambda **more: system.vary(images, strength=1.0, as_tensor=True, **more),
+        lambda **more: torch.stack(system.restore(images, known=masks, as_tensor=True, **more)),
+        lambda **more: torch.stack(system.transform(images, known=masks, as_tensor=True, **more)),
+    ]
+
+
+def test_without_a_text_images_are_drawn_by_the_learned_null_and_not_by_an_empty_one() -> None:
+    system = make(text=BYTES, std=0.8)
+    for way in ways_of(system):
+        assert all(all(row) and row for row in hidden_from(system, way))
+        assert not any(map(any, hidden_from(system, lambda: way(text=""))))  # noqa: B023
+        assert not torch.equal(way(), way(text=""))
+    by_null = replace(system.with_text(Cond(), "anything", 2), dropped=torch.ones(2, dtype=torch.bool))
+    x = draw_codes(denoiser(system), by_null, 2, options=DiffusionOptions(), rng=image_generators(7, 2))
+    assert torch.equal(system.sample(2, seed=7, as_tensor=True), decoded(system, x))
+    assert torch.equal(system.sample(2, text=[None, None], seed=7, as_tensor=True), decoded(system, x))
+
+
+def test_texts_and_none_may_be_mixed() -> None:
+    system = make(text=BYTES, std=0.8)
+    for way in ways_of(system):
+        mixed = way(text=["a cat", None])
+        assert torch.equal(mixed[0], way(text="a cat")[0]) and torch.equal(mixed[1], way()[1])
+    cond = system.with_text(Cond(), ["a cat", None, ""], 3)
+    assert cond.dropped is not None and cond.dropped.tolist() == [False, True, False]
+
+
+def test_without_a_learned_null_no_text_is_an_empty_one() -> None:
+    system = make(text=BYTES, std=0.8, drop_condition_prob=0.0)
+    assert not system.has_null
+    for way in ways_of(system):
+        assert torch.equal(way(), way(text="")) and not any(hidden_from(system, way))
+
+
+def test_without_a_class_a_null_is_drawn_by_but_samples_have_one_at_random() -> None:
+    system = make(classes=("cat", "dog"))
+    sample, *others = ways_of(system)
+    assert not any(hidden_from(system, sample))
+    for way in others:
+        assert all(all(row) and row for row in hidden_from(system, way))
+        mixed = way(label=["dog", None])
+        assert torch.equal(mixed[0], way(label="dog")[0]) and torch.equal(mixed[1], way()[1])
+    plain = make(classes=("cat", "dog"), drop_condition_prob=0.0)
+    assert not any(hidden_from(plain, way) != [[]] * STEPS for way in ways_of(plain)[:3])
+
+
+def test_a_null_hides_no_class_and_no_text_that_was_given() -> None:
+    system = make(classes=("cat", "dog"), text=BYTES, std=0.8)
+    for way in ways_of(system):
+        assert all(all(row) and row for row in hidden_from(system, way))
+        for given in ({"label": "cat"}, {"text": "a cat"}):
+            assert not any(hidden_from(system, lambda: way(**given)))  # noqa: B023
+    assert system.with_text(Cond(label=torch.zeros(2).long()), None, 2).dropped is None
+
+
+def test_a_prior_over_codes_draws_by_its_null_too() -> None:
+    """Its text layers change nothing then, and do where an empty text is given."""
+    config = PriorConfig(tokenizer="run", width=16, depth=1, num_heads=2, mlp_width=16, drop_condition_prob=0.1)
+    recipe = Recipe("vqgan_transformer", config, DataConfig(image_size=SIZE), TrainingConfig(), text=BYTES)
+    system = System.create(recipe, tokenizers={"tokenizer": make_tokenizer()})
+    system.model.eval()
+    drawn: dict[str, list[Tensor]] = {"null": [], "empty": []}
+    for std in (0.1, 2.0):
+        for name, weight in system.model.named_parameters():
+            if name.startswith("text_input"):
+                torch.nn.init.normal_(weight, std=std, generator=torch.Generator().manual_seed(1))
+            elif std == 0.1:
+                torch.nn.init.normal_(weight, std=0.8, generator=torch.Generator().manual_seed(2))
+        for name, text in (("null", None), ("empty", "")):
+            drawn[name].append(system.sample(2, text=text, as_tensor=True))
+    assert torch.equal(*drawn["null"]) and not torch.equal(*drawn["empty"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"), [({"text": BYTES}, "text"), ({"classes": ("cat", "dog")}, "class")], ids=str
+)
+def test_guidance_by_nothing_is_refused(changes: dict[str, Any], kind: str) -> None:
+    system = make(**changes)
+    for way in ways_of(system)[0 if kind == "text" else 1 :]:
+        with pytest.raises(
+            ConfigError, match=rf"guidance_scale = 2\.0 needs a {kind} to be guided by, but image 0 has none"
+        ):
+            way(guidance_scale=2.0)
+    given: dict[str, Any] = {"label" if kind == "class" else "text": ["cat", None]}
+    with pytest.raises(ConfigError, match="but image 1 has none"):
+        system.complete(random_images(), guidance_scale=2.0, **given)
+
+
+class CountingBytes(TextEncoder):
+    """The form of bytes, and how many texts it was asked for at a time."""
+
+    dim, fingerprint = None, ByteTokens.fingerprint
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def to(self, device: str | torch.device) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str], *, length: int = 64) -> tuple[Tensor, Tensor]:
+        self.calls.append(len(texts))
+        return ByteTokens().encode(texts, length=length)
+
+
+def test_a_text_is_read_once_and_not_more_than_64_at_a_time() -> None:
+    system, counting = make(text=BYTES), CountingBytes()
+    system.text_encoder = counting
+    texts = ["x" * (k * k % 71 % 13) + str(k % 70) for k in range(200)]  # of 1 to 14 bytes
+    cond = system.with_text(Cond(), texts, 200)
+    assert counting.calls[0] == 64 and sum(counting.calls) == len(set(texts)) < 200
+    tokens, known = ByteTokens().encode(texts, length=16)
+    assert cond.text_tokens is not None and cond.text_known is not None and torch.equal(cond.text_known, known)
+    assert torch.equal(cond.text_tokens[known], tokens[known])
+
+
 def test_a_rounded_model_draws_fills_in_and_varies() -> None:
     system, images = make(classes=("cat", "dog"), text=BYTES, std=0.8), random_images()
     more: dict[str, Any] = {"label": "cat", "text": "a cat", "guidance_scale": 2.0, "as_tensor": True}
     ways: list[Callable[[Precision], Any]] = [
         lambda precision: system.sample(4, precision=precision, **more),
-        lambda precision: system.complete(images, n=4, precision=precision, **more),
+        lambda precision: system.complete(images, n=12, precision=precision, **more),
         lambda precision: system.vary(images, n=2, strength=1.0, precision=precision, **more),
-        lambda precision: system.restore(images[:1], known=[random_mask()], n=8, precision=precision, **more)[0],
+        lambda precision: system.restore(
+            images[:1], known=[BELOW.expand(SIZE, SIZE)], n=24, precision=precision, **more
+        )[0],
     ]
     for way in ways:
         rounded = way("bfloat16")
@@ -254,6 +401,10 @@ def test_a_plan_counts_what_guidance_shows_the_network_twice() -> None:
     assert system.plan_sampling(4, size=(20, 24)).positions == 120
     with pytest.raises(ConfigError, match="parallel is for models that draw code by code"):
         system.plan_sampling(1, parallel=True)
+    with pytest.raises(ConfigError, match=r"steps = 0 must lie in 1\.\.6"):
+        system.plan_sampling(1, steps=0)
+    with pytest.raises(ConfigError, match=r"window_stride = 9 must lie in 1\.\.8, the smaller side of the window"):
+        system.plan_sampling(1, size=(20, 24), window_stride=9)
 
 
 def test_a_plan_counts_the_distributions_of_a_step() -> None:
@@ -276,10 +427,8 @@ def test_known_pixels_stay_and_the_others_are_drawn(changes: dict[str, Any]) -> 
 
 def test_what_is_drawn_is_drawn_given_the_codes_all_of_whose_pixels_are_known() -> None:
     system, images, mask = make(), random_images(1), random_mask()
-    mean = torch.stack([channel[mask].float().mean().round() for channel in images[0]]).to(torch.uint8)
-    filled = torch.where(mask, images, mean[None, :, None, None])
     assert system.tokenizer is not None
-    codes = system.tokenizer.encode(filled)
+    codes = system.tokenizer.encode(carry_on(images, mask[None]))
     where = torch.tensor([[bool(mask[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].all()) for j in range(8)] for i in range(8)])
     assert 0 < int(where.sum()) < 64
     x = draw_codes(
@@ -301,7 +450,8 @@ def test_what_is_drawn_is_drawn_given_the_codes_all_of_whose_pixels_are_known() 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 22), (26, 20)])
 def test_pictures_of_any_size_are_filled_in(height: int, width: int) -> None:
     system, pictures, mask = make(), random_images(2, height, width), random_mask(height, width)
-    masks = [mask, ~mask]
+    below = torch.arange(height)[:, None] >= height // 2 + height // 2 % 2
+    masks = [mask, ~mask | below]
     results = system.restore(pictures, known=masks, n=2, seed=4, steps=3, as_tensor=True)
     for picture, known, result in zip(pictures, masks, results, strict=True):
         assert result.shape == (2, 3, height, width) and not torch.equal(result[0], result[1])
@@ -309,6 +459,20 @@ def test_pictures_of_any_size_are_filled_in(height: int, width: int) -> None:
         assert bool((result[0] != picture).any(0)[~known].any())
     one = system.restore(pictures, known=masks, n=1, seed=4, steps=3, batch_size=1, as_tensor=True)
     assert all(torch.equal(alone[0], both[0]) for alone, both in zip(one, results, strict=True))
+
+
+def test_a_mask_that_leaves_few_codes_whole_is_warned_of() -> None:
+    system, images, thin = make(), random_images(1), torch.ones(SIZE, SIZE, dtype=torch.bool)
+    thin[:, ::4] = False  # one column of four: every second code, of 2x2 pixels
+    (drawn,) = system.restore(images, known=[thin], as_tensor=True)
+    assert torch.equal(drawn[0][:, thin], images[0][:, thin])
+    thin[:, ::2] = False
+    said = r"50% of the pixels are known, but only 0% lie in codes \(2x2 pixels\).*borders at multiples of 2"
+    with pytest.warns(UserWarning, match=said):
+        system.restore(images, known=[thin])
+    with pytest.warns(UserWarning, match=said):
+        system.complete(images, known=thin)
+    system.restore(images, known=[HIDDEN])  # nothing is known, and nothing lost
 
 
 def test_what_is_known_changes_what_is_drawn_beside_it() -> None:
@@ -403,6 +567,17 @@ def test_variations_do_not_depend_on_the_batch_and_come_in_the_order_of_images()
     assert torch.equal(torch.cat([part for _, part in given]), varied.flatten(0, 1))
     assert torch.equal(system.vary(images, n=2, as_tensor=True), varied)
     assert [len(row) for row in system.vary(images, n=2)] == [2, 2, 2]
+
+
+def test_more_variations_of_a_picture_change_none_of_another() -> None:
+    system, images = make(), random_images(3)
+    one, three = (system.vary(images, n=n, seed=6, as_tensor=True) for n in (1, 3))
+    assert torch.equal(three[:, :1], one) and not torch.equal(three[:, 1], three[:, 0])
+    assert torch.equal(system.vary(images[:2], n=3, seed=6, as_tensor=True), three[:2])
+    x0 = system.codec.encode(images[1:2])
+    stream = image_generators(stream_seed(6, "picture", 1), 1)
+    x = draw_codes(denoiser(system), Cond(), 1, options=DiffusionOptions(), rng=stream, start=(x0, STEPS // 2))
+    assert torch.equal(one[1], decoded(system, x))
 
 
 def test_options_reach_a_variation() -> None:

@@ -1,6 +1,7 @@
 """Pictures from a model over codes: what its task makes of sources, and the unknown part of images.
 
-`System.transform` and `System.complete` come here for models with a tokenizer; how codes are drawn is in `code_images.py`.
+For models with a tokenizer `System.complete` comes here, and `System.transform` where the model was trained for a task. A
+diffusion model fills any mask without: `code_filling.py`. How codes are drawn is in `code_images.py`.
 """
 
 from __future__ import annotations

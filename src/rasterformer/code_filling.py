@@ -1,7 +1,8 @@
 """What a diffusion model over codes does with pictures: it draws any part of them anew, at any size, and varies them.
 
 Codes all of whose pixels are known stay; the others are drawn, each seeing all that is known around it; known pixels are put back
-as they were. `System.restore`, `System.complete` and `System.vary` come here; how codes are drawn is in `code_images.py`.
+as they were. `System.transform` (and so `restore`) and `System.vary` come here, `System.complete` goes to `code_drawing.py`; how
+codes are drawn is in `code_images.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rasterformer.autoregressive.noise import stream_seed
+from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.batches import OnImages, collected, one_of
 from rasterformer.code_images import CodeOptions, grid_of, known_codes
 from rasterformer.codecs.vq.codec import CodeCodec
@@ -105,6 +106,8 @@ def vary_images(
 ) -> Tensor:
     """Undoes noise that was put on the codes of images: uint8 [B, 3, H, W] at the model's size -> [B, n, 3, H, W].
 
+    Result k of a picture depends on the seed, the picture's number and k only, as in `fill_pictures`.
+
     Args:
         strength: share of the noise levels that are undone, above 0 and up to 1, where nothing of the image is left.
         on_images: given (index of the first, results of it and of those after it).
@@ -122,6 +125,7 @@ def vary_images(
         cond.rows(image_of.to(system.device)),
         options,
         seed,
+        streams=[stream for k in range(len(images)) for stream in image_generators(stream_seed(seed, "picture", k), n)],
         parallel=False,
         start=(codes, level),
         more=more,

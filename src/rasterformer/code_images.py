@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from rasterformer.autoregressive.sample import draw
 from rasterformer.autoregressive.window import draw_in_windows
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.codecs.vq.tiles import decode_in_tiles, encode_in_tiles
+from rasterformer.conditioning.carry_on import carry_on
 from rasterformer.conditioning.coordinates import coordinate_codes
 from rasterformer.conditioning.resize import enlarge
 from rasterformer.diffusion.bound import bound_nats
@@ -96,6 +98,20 @@ def grid_of(system: System, size: tuple[int, int] | None) -> tuple[int, int]:
             f"model.order = {system.recipe.model.order!r}."
         )
     return grid
+
+
+def check_stride(system: System, window_stride: int) -> None:
+    """Refuses strides of the sliding window that leave codes out.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    rows, cols = window_of(system)
+    most, what = max(1, cols // 2), "half the window's width"
+    if system.is_diffusion:
+        most, what = min(rows, cols), "the smaller side of the window"
+    if not 1 <= window_stride <= most:
+        raise ConfigError(f"window_stride = {window_stride} must lie in 1..{most}, {what} in codes.")
 
 
 def source_multiple(system: System) -> int:
@@ -305,19 +321,28 @@ def known_codes(system: System, images: Tensor, known: Tensor) -> tuple[Tensor, 
         known: bool [B, H, W], pixels.
 
     Returns:
-        int64 [B, h, w], by the model's numbers, and bool [B, h, w]. Codes are made from the images with unknown pixels set to the
-        mean of the known ones, so that nothing that is unknown can be seen in them beyond the reach of the encoder.
+        int64 [B, h, w], by the model's numbers, and bool [B, h, w]. An encoder sees the whole image, through its norms alone:
+        known pixels are carried on into the unknown ones first, so that nothing unknown is in the codes, and those of known
+        pixels are nearly what they would be in the whole picture.
+
+    Warns:
+        UserWarning: less than half of the known pixels of an image lie in known codes: the model sees little of what is known.
     """
     codec, tokenizer = _parts(system)
     f = tokenizer.factor
-    shown = images.float()
-    count = known.sum((1, 2)).clamp(min=1)
-    mean = (shown * known[:, None]).sum((2, 3)) / count[:, None]
-    filled = torch.where(known[:, None], shown, mean[:, :, None, None]).round().to(torch.uint8)
-    cells = known.unflatten(1, (-1, f)).unflatten(3, (-1, f))  # [B, h, f, w, f]
+    filled = carry_on(images, known)
+    where = known.unflatten(1, (-1, f)).unflatten(3, (-1, f)).all(4).all(2)  # of [B, h, f, w, f]
+    seen = f * f * where.sum((1, 2))
+    for k in (2 * seen < known.sum((1, 2))).nonzero()[:1, 0].tolist():
+        share, seen_share = known[k].float().mean(), seen[k] / known[k].numel()
+        warnings.warn(
+            f"{share:.0%} of the pixels are known, but only {seen_share:.0%} lie in codes ({f}x{f} pixels) that are known whole. "
+            f"What is drawn sees no others, and may not fit them: mark fewer, larger holes, with borders at multiples of {f}.",
+            stacklevel=2,
+        )
     own_size = images.shape[2:] == (system.image_size, system.image_size)
     codes = tokenizer.encode(filled) if own_size else encode_in_tiles(tokenizer.codec(), filled).cpu()
-    return codec.from_tokenizer(codes), cells.all(4).all(2)
+    return codec.from_tokenizer(codes), where
 
 
 def _condition_map(system: System, condition: Tensor | None, grid: tuple[int, int], count: int) -> Tensor | None:

@@ -39,6 +39,11 @@ class MissingExtraError(RasterformerError):
 def did_you_mean(received: str, allowed: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'? Allowed: a, b, c.`: the nearest name, if one is near, and then the list."""
     names = sorted(allowed)
-    nearest = difflib.get_close_matches(received, names, n=1, cutoff=0.6)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    hint = nearest(received, names)
     return f"{hint} Allowed: {', '.join(names)}." if names else hint
+
+
+def nearest(received: str, allowed: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?`: the nearest name, or "" where none is near. For a message that lists the names itself."""
+    found = difflib.get_close_matches(received, sorted(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rasterformer import registry
-from rasterformer.checkpoint import Stored, check_weights, read_model
+from rasterformer.checkpoint import Stored, check_weights, latest_checkpoint, load_checkpoint, read_model
 from rasterformer.errors import ConfigError
 from rasterformer.recipe_file import recipe_from_dict
 from rasterformer.system import USED_CODES, System
@@ -71,6 +72,16 @@ def stored_tokenizers(folder: Path) -> dict[str, Tokenizer]:
     if not any((folder / name).exists() for name in ("checkpoints", "model", "config.json")):
         return {}
     return _tokenizers(read_model(folder))
+
+
+def stored_used_codes(run: Path) -> Tensor | None:
+    """The codes that the model of a run's newest checkpoint numbers, int64 [K']; None: it has no checkpoint, or numbers all.
+
+    Raises:
+        CheckpointError: its checkpoints are damaged.
+    """
+    newest = latest_checkpoint(run / "checkpoints")
+    return None if newest is None else load_checkpoint(newest).tensors.get(USED_CODES, {}).get("used")
 
 
 def _tokenizers(stored: Stored) -> dict[str, Tokenizer]:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rasterformer import registry
-from rasterformer.errors import ConfigError, did_you_mean
+from rasterformer.errors import ConfigError, did_you_mean, nearest
 from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.tasks import TASKS, Task, task_name
 
@@ -94,7 +94,9 @@ def recipe_from_dict(content: Mapping[str, Any], *, where: str = "recipe") -> Re
         found += section.problems() if section is not None else []
     task = _fill_task(content.get("task"), data, found)
     if model is not None and data is not None and not found:
-        found += model.fit_problems(task=None if task is None else task_name(task), image_size=data.image_size)
+        found += model.fit_problems(
+            task=None if task is None else task_name(task), image_size=data.image_size, has_text=text is not None
+        )
     if text is not None and model is not None and not takes_text(str(system)):
         found.append(
             f"text is a section for systems that read captions: {', '.join(filter(takes_text, registry.SYSTEMS))}. system = "
@@ -224,9 +226,7 @@ def _fill(section: str, config_class: type[Any], content: Any, found: list[str])
             adapter = TypeAdapter(types[key], config={"allow_inf_nan": False})
             values[key] = adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            must = error.errors()[0]["msg"].replace("Input should", "it must").replace("Field", "its last entry is")
-            null = ", or null" if type(None) in typing.get_args(types[key]) else ""
-            wrong.append(f"{section}.{key} = {value!r} has the wrong type: {must}{null}.")
+            wrong.append(f"{section}.{key} = {value!r} {_what_it_must_be(types[key], error)}")
     wrong += [
         f"{section}.{field.name} is missing."
         for field in fields(config_class)
@@ -236,6 +236,19 @@ def _fill(section: str, config_class: type[Any], content: Any, found: list[str])
     if wrong:
         return None
     return config_class(**values)
+
+
+def _what_it_must_be(of_field: Any, error: ValidationError) -> str:
+    """The end of the sentence about a value that is none of a field's."""
+    found = error.errors()[0]
+    null = ", or null" if type(None) in typing.get_args(of_field) else ""
+    if found["type"] == "literal_error":
+        names = [name for part in (of_field, *typing.get_args(of_field)) for name in typing.get_args(part)]
+        names = [name for name in names if isinstance(name, str)]
+        each = f"has the entry {found['input']!r}, but each " if found["loc"] else ""
+        return f"{each}must be one of {', '.join(map(repr, names))}{null}.{nearest(str(found['input']), names)}"
+    must = found["msg"].replace("Input should", "it must").replace("Field", "its last entry is")
+    return f"has the wrong type: {must}{null}."
 
 
 def _today(model: Any, found: list[str]) -> Any:

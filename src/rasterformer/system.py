@@ -29,17 +29,17 @@ from rasterformer.batches import OnImages, batches_of, collected, in_parts
 from rasterformer.checkpoint import save_model_folder
 from rasterformer.code_drawing import complete_codes, transform_codes
 from rasterformer.code_filling import fill_pictures, vary_images
-from rasterformer.code_images import CodeOptions
+from rasterformer.code_images import CodeOptions, is_told_places
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import make_source, masked_source, source_generators, source_of_picture
 from rasterformer.conditioning.text import load_text_encoder
-from rasterformer.conditioning.text_encoder import TextEncoder
+from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
 from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.fit import fit_square
 from rasterformer.data.png import to_pil
 from rasterformer.diffusion.denoiser import CodeDenoiser
-from rasterformer.diffusion.options import Order
+from rasterformer.diffusion.options import Order, check_diffusion_options
 from rasterformer.distributions.pmf import check_options
 from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
@@ -62,13 +62,14 @@ from rasterformer.tasks import (
 from rasterformer.tokenizer import Tokenizer, load_tokenizer
 
 USED_CODES = "used_codes"  # group of a checkpoint: the tokenizer's numbers of the codes that the model knows
-NO_DIFFUSION: dict[str, Any] = {"steps": None, "order": "posterior", "purity_weight": 0.0}
 LEVELS = 20  # of noise, drawn for each image to estimate a bound
 MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
+TEXTS_AT_A_TIME = 64
 
 Images = Tensor | Sequence[Image.Image]
 Precision = Literal["float32", "bfloat16"]
 Label = str | int | None
+Text = str | None
 
 
 @dataclass
@@ -183,7 +184,7 @@ class System:
         steps: int | None = None,
         order: Order = "posterior",
         purity_weight: float = 0.0,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -196,7 +197,7 @@ class System:
         Args:
             n: number of images.
             label: class name or index, for all or one for each. None: no class; a model with classes then draws a class
-                for each image, uniformly, from the seed.
+                for each image, uniformly, from the seed (one with captions too only where there is a text, or no learned null).
             temperature, top_k, top_p: see `SampleOptions`.
             seed: any integer.
             first: number of the first image: `first=64` goes on where `n=64` ended.
@@ -211,18 +212,21 @@ class System:
             window_stride: the sliding window moves on by so many codes; more is faster. None: 1, the paper's rule; of a diffusion
                 model half a window.
             steps, order, purity_weight: of a diffusion model over codes, see `DiffusionOptions`.
-            text: for all or one for each, for models that were trained with captions.
+            text: for all or one for each, for models that were trained with captions. None: the image's condition is hidden, as
+                that of some images was in training, where the model has learned that (`has_null`) and is given nothing else, such
+                as a class or a source; otherwise it is an empty text, as "" always is.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             on_step: told (positions done, positions in all) over all batches.
             on_images: given (index of the first, uint8 [B, 3, H, W]) of every batch when it is done.
 
         Raises:
-            ConfigError: an unknown label, options that describe no distribution, or a batch that does not fit into memory.
+            ConfigError: an unknown label, options that describe no distribution, guidance of an image without a condition, or a
+                batch that does not fit into memory.
         """
         self._need_no_source("sample")
         options = SampleOptions(temperature, top_k, top_p)
         more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
-        cond = self._cond(label, n, seed, first=first, text=text)
+        cond = self._cond(label, n, seed, first=first, text=text, guidance_scale=guidance_scale, draws_class=True)
         model, plan = self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
         batches = self.draw_batches(
             model, plan, cond, options, seed, first=first, parallel=parallel, more=more, on_step=on_step
@@ -239,13 +243,17 @@ class System:
         parallel: bool = False,
         size: tuple[int, int] | None = None,
         guidance_scale: float = 1.0,
+        window_stride: int | None = None,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
     ) -> DrawingPlan:
         """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
 
         Raises:
-            ConfigError: a batch does not fit into memory.
+            ConfigError: a batch does not fit into memory, or options that describe no way to draw.
         """
-        more = CodeOptions(size, guidance_scale)
+        more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
         return self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
 
     def complete(
@@ -267,7 +275,7 @@ class System:
         steps: int | None = None,
         order: Order = "posterior",
         purity_weight: float = 0.0,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -277,9 +285,10 @@ class System:
         Args:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
             known: `top:0.5`, `rows:12`, or a mask bool [H, W]. For a model of pixels it must be a prefix of the generation order;
-                a model over codes takes any mask, and keeps the codes all of whose pixels are known.
+                a model over codes takes any mask, and keeps the codes all of whose pixels are known (see `restore`).
             n: completions of each image.
-            label: class name or index, for all or one for each of the B images. None: as in `sample`.
+            label: class name or index, for all or one for each of the B images. None: hidden, as a text in `sample`, where the
+                model has learned that; otherwise one at random.
             temperature, top_k, top_p, seed, batch_size, precision, parallel, as_tensor, on_step: as in `sample`.
             candidates: of a model over codes and a mask with known codes after unknown ones: so many fillings are drawn for each
                 result, and one of them is chosen with the probability that it gives to the known codes after it (sampling,
@@ -293,8 +302,8 @@ class System:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
 
         Raises:
-            ConfigError: the mask is no prefix, an unknown label, options that describe no distribution, or a batch that does
-                not fit into memory.
+            ConfigError: the mask is no prefix, an unknown label, options that describe no distribution, guidance of an image
+                without a condition, or a batch that does not fit into memory.
             ShapeError: images or mask of another shape.
         """
         if n < 1:
@@ -304,7 +313,7 @@ class System:
         _, height, width = self.codec.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else known
         if isinstance(self.codec, CodeCodec):
-            cond = self._cond(label, len(pixels), seed, text=text)
+            cond = self._cond(label, len(pixels), seed, text=text, guidance_scale=guidance_scale)
             result = complete_codes(
                 self,
                 pixels,
@@ -360,7 +369,7 @@ class System:
         steps: int | None = None,
         order: Order = "posterior",
         purity_weight: float = 0.0,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -372,9 +381,9 @@ class System:
 
         Args:
             images: Pillow images of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
-            known: for in-painting: bool [h, w] for each image, True where it stays as it is. None for other tasks.
+            known: for in-painting: bool [h, w] for each image, True where it stays (see `restore`). None for other tasks.
             n: results of each image.
-            label: class name or index, for all or one for each of the B images. None: as in `sample`.
+            label: class name or index, for all or one for each of the B images. None: as in `complete`.
             temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
             tile: draw sources that are larger than the model's in tiles. False: refuse them.
             overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
@@ -390,7 +399,8 @@ class System:
 
         Raises:
             ConfigError: the model has no task, the mask is missing, superfluous or knows everything, larger sources without
-                `tile`, options that describe no distribution, or a batch that does not fit into memory.
+                `tile`, options that describe no distribution, guidance of an image without a condition, or a batch that does not
+                fit into memory.
             ShapeError: images that are smaller than the model's sources, or a mask of another size.
         """
         task, shape = self._task(), self.source_shape
@@ -405,7 +415,7 @@ class System:
             )
         if known is not None and len(known) != len(pictures):
             raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
-        cond = self._cond(label, len(pictures), seed, text=text)
+        cond = self._cond(label, len(pictures), seed, text=text, guidance_scale=guidance_scale)
         more = CodeOptions(None, guidance_scale, window_stride, steps, order, purity_weight)
         self._need_codes(more)
         if self.tokenizer is not None:
@@ -485,23 +495,62 @@ class System:
         *,
         known: Sequence[Tensor],
         n: int = 1,
+        label: Label | Sequence[Label] = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
-        **more: Any,
+        tile: bool = True,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+        precision: Precision = "float32",
+        guidance_scale: float = 1.0,
+        window_stride: int | None = None,
+        steps: int | None = None,
+        order: Order = "posterior",
+        purity_weight: float = 0.0,
+        text: Text | Sequence[Text] = None,
+        as_tensor: bool = False,
+        on_step: OnStep | None = None,
+        on_images: OnImages | None = None,
     ) -> list[Any]:
         """`transform` by a model of in-painting, or by a diffusion model over codes: what a mask says is missing is drawn.
 
         Args:
             images: as in `transform`.
-            known: bool [h, w] for each image, True where it stays as it is.
-            n, temperature, seed: as in `sample`.
-            more: other arguments of `transform`.
+            known: bool [h, w] for each image, True where it stays as it is. A model over codes sees of it the codes all of whose
+                pixels stay, and warns where these are less than half of the pixels that do.
+            n, label, temperature, top_k, top_p, seed, tile, overlap, batch_size, precision, guidance_scale, window_stride, steps,
+                order, purity_weight, text, as_tensor, on_step, on_images: as in `transform`.
 
         Raises:
-            ConfigError: the model has another task.
+            ConfigError: the model has another task, or what `transform` refuses.
+            ShapeError: as `transform`.
         """
         self._need_task("restore", Inpaint)
-        return self.transform(images, known=known, n=n, temperature=temperature, seed=seed, **more)
+        return self.transform(
+            images,
+            known=known,
+            n=n,
+            label=label,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            tile=tile,
+            overlap=overlap,
+            batch_size=batch_size,
+            precision=precision,
+            guidance_scale=guidance_scale,
+            window_stride=window_stride,
+            steps=steps,
+            order=order,
+            purity_weight=purity_weight,
+            text=text,
+            as_tensor=as_tensor,
+            on_step=on_step,
+            on_images=on_images,
+        )
 
     def vary(
         self,
@@ -520,7 +569,7 @@ class System:
         steps: int | None = None,
         order: Order = "posterior",
         purity_weight: float = 0.0,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
         on_step: OnStep | None = None,
         on_images: OnImages | None = None,
@@ -531,7 +580,7 @@ class System:
             images: as in `complete`.
             strength: share of the noise levels that are undone, above 0 and up to 1, where nothing of the image is left.
             n: variations of each image.
-            label, text: as in `sample`, for all or one for each of the B images.
+            label, text: as in `complete`, for all or one for each of the B images.
             temperature, top_k, top_p, seed, batch_size, precision, guidance_scale, steps, order, purity_weight: as in `sample`;
                 steps divide all levels, and those above the strength are left out.
             as_tensor, on_step, on_images: as in `complete`.
@@ -540,10 +589,11 @@ class System:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
 
         Raises:
-            ConfigError: the model is no diffusion model over codes, or an argument is out of range.
+            ConfigError: the model is no diffusion model over codes, an argument is out of range, or guidance of an image without
+                a condition.
             ShapeError: images of another shape.
         """
-        if not isinstance(self.model, CodeDenoiser):
+        if not self.is_diffusion:
             raise ConfigError("vary undoes noise, which only a diffusion model does. Use complete, or another model.")
         if n < 1:
             raise ConfigError(f"n = {n} must be at least 1.")
@@ -552,7 +602,7 @@ class System:
             self,
             pixels,
             n,
-            self._cond(label, len(pixels), seed, text=text),
+            self._cond(label, len(pixels), seed, text=text, guidance_scale=guidance_scale),
             SampleOptions(temperature, top_k, top_p),
             seed,
             CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
@@ -753,7 +803,7 @@ class System:
     @property
     def task(self) -> Task | None:
         """What `transform` does: the recipe's task; in-painting by a diffusion model over codes, without training for it."""
-        return Inpaint() if isinstance(self.model, CodeDenoiser) else self.recipe.task
+        return Inpaint() if self.is_diffusion else self.recipe.task
 
     def _task(self) -> Task:
         if self.task is None:
@@ -794,6 +844,8 @@ class System:
         """The model in the precision to draw in, and how many images at a time."""
         if more is not None:
             self._need_codes(more)
+            if isinstance(self.model, CodeDenoiser):
+                check_diffusion_options(more.of_diffusion(SampleOptions()), self.model.process)
         if parallel and isinstance(self.model, CodeDenoiser):
             raise ConfigError(
                 "parallel is for models that draw code by code; a diffusion model takes steps. Leave it out."
@@ -815,6 +867,8 @@ class System:
         )
         if self.tokenizer is not None:  # a window may be smaller than the image
             rows, cols = code_images.grid_of(self, None if more is None else more.size)
+            if more is not None and more.window_stride is not None:
+                code_images.check_stride(self, more.window_stride)
             at_once = 1 if isinstance(model, CodeDenoiser) else AT_ONCE
             windows = 0 if (rows, cols) == code_images.window_of(self) else max(0, at_once - plan.batch_size)
             more_bytes = windows * plan.bytes_per_image  # rows of a large image are drawn side by side
@@ -830,6 +884,7 @@ class System:
         seed: int,
         *,
         first: int = 0,
+        streams: Sequence[torch.Generator] | None = None,
         parallel: bool,
         known: Known | None = None,
         start: tuple[Tensor, int] | None = None,
@@ -837,9 +892,15 @@ class System:
         more: CodeOptions | None = None,
         on_step: OnStep | None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W]."""
+        """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W].
+
+        The randomness of an image comes from its own of `streams`. None: they are those of the seed, from number `first` on.
+        """
         for rows in batches_of(plan.num_images, plan.batch_size):
-            rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
+            if streams is None:
+                rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
+            else:
+                rng = list(streams[rows])
             told = in_parts(on_step, rows, plan.num_images, plan.positions)
             part, given = cond.rows(rows), None if known is None else Known(known.x[rows], known.where[rows])
             if self.tokenizer is not None:
@@ -876,9 +937,34 @@ class System:
         return code_images.condition_codes(self, cond.source, (self.image_size, self.image_size))
 
     @property
+    def is_diffusion(self) -> bool:
+        """Whether the model is a diffusion model over codes."""
+        return isinstance(self.model, CodeDenoiser)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the model has learned to draw without its condition, which `drop_condition_prob` hid in training."""
+        hides = getattr(self.recipe.model, "drop_condition_prob", 0.0) > 0
+        return hides and (self.takes_text or self.model.num_classes > 0)
+
+    @property
     def likelihood_bound(self) -> Literal["exact", "upper"]:
         """Whether `code_nats` or `symbol_nats` are the negative log-likelihood, or an upper bound of it."""
-        return "upper" if isinstance(self.model, CodeDenoiser) else "exact"
+        return "upper" if self.is_diffusion else "exact"
+
+    def levels(self, asked: int | None = None) -> int | None:
+        """Returns how many levels of noise `code_nats` draws for each image; None: the likelihood is exact.
+
+        Raises:
+            ConfigError: levels are asked of a model whose likelihood is exact.
+        """
+        if isinstance(self.model, CodeDenoiser):
+            return min(LEVELS, self.model.process.num_steps) if asked is None else asked
+        if asked is not None:
+            raise ConfigError(
+                f"levels = {asked}, but this model's likelihood is exact and draws no noise. Leave it out."
+            )
+        return None
 
     def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
         """Negative log-likelihood of every code of images, given those before it and the condition; none of pixels.
@@ -901,12 +987,7 @@ class System:
         """
         if self.tokenizer is None:
             raise ConfigError("this model works on pixels and has no codes. Use bits_per_dim, or symbol_nats.")
-        if isinstance(self.model, CodeDenoiser):
-            levels = min(LEVELS, self.model.process.num_steps) if levels is None else levels
-        elif levels is not None:
-            raise ConfigError(
-                f"levels = {levels}, but this model's likelihood is exact and draws no noise. Leave it out."
-            )
+        levels = self.levels(levels)
         given = cond or Cond()
         condition = self.condition_of(given)
         plain = replace(given, source=None, known=None).to(self.device)
@@ -919,7 +1000,7 @@ class System:
                 "size, guidance_scale, window_stride, steps, order and purity_weight are for models over codes, and this one "
                 "draws pixels."
             )
-        if not isinstance(self.model, CodeDenoiser) and more != replace(more, **NO_DIFFUSION):
+        if not self.is_diffusion and more != CodeOptions(more.size, more.guidance_scale, more.window_stride):
             raise ConfigError(
                 "steps, order and purity_weight are for diffusion models, and this one draws code by code. Leave them out."
             )
@@ -936,28 +1017,57 @@ class System:
         seed: int,
         *,
         first: int = 0,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] = None,
+        guidance_scale: float = 1.0,
+        draws_class: bool = False,
     ) -> Cond:
-        if not self.model.num_classes:
-            if label is not None:
-                raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
-            return self.with_text(Cond(), text, count)
-        if label is None:  # one stream per image, apart from the images' own streams
-            streams = (torch.Generator().manual_seed(stream_seed(seed, "label", first + k)) for k in range(count))
-            classes = [int(torch.randint(self.model.num_classes, (), generator=g)) for g in streams]
-        else:
-            labels = [label] * count if isinstance(label, str | int) else list(label)
-            if len(labels) != count:
-                raise ConfigError(f"label has {len(labels)} entries for {count} images. Give one, or one for each.")
-            classes = [self._class_index(entry) for entry in labels]
-        return self.with_text(Cond(label=torch.tensor(classes, device=self.device)), text, count)
+        """What images are drawn by; those of which nothing is said, by the learned null.
 
-    def with_text(self, cond: Cond, text: str | Sequence[str] | None, count: int) -> Cond:
+        Args:
+            draws_class: where the class is all that can be said, one is drawn at random instead.
+        """
+        labels, texts = _one_for_each("label", label, count), _one_for_each("text", text, count)
+        if any(entry is not None for entry in labels) and not self.model.num_classes:
+            raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
+        nothing = [of_class is None and words is None for of_class, words in zip(labels, texts, strict=True)]
+        cond = Cond()
+        if self.model.num_classes:
+            classes = [
+                self._random_class(seed, first + k) if entry is None else self._class_index(entry)
+                for k, entry in enumerate(labels)
+            ]
+            cond = Cond(label=torch.tensor(classes, device=self.device))
+        cond = self.with_text(cond, texts, count)
+        if not draws_class or self.takes_text:
+            cond = self._hidden(cond, nothing)
+        if guidance_scale != 1.0 and cond.dropped is not None:
+            kind = "text" if self.takes_text else "class"
+            raise ConfigError(
+                f"guidance_scale = {guidance_scale} needs a {kind} to be guided by, but image {int(cond.dropped.int().argmax())} "
+                f"has none. Give one, or leave guidance_scale out."
+            )
+        return cond
+
+    def _random_class(self, seed: int, number: int) -> int:
+        stream = torch.Generator().manual_seed(stream_seed(seed, "label", number))  # apart from the image's own
+        return int(torch.randint(self.model.num_classes, (), generator=stream))
+
+    def _hidden(self, cond: Cond, nothing: Sequence[bool]) -> Cond:
+        """Hides the condition of the images of which nothing is said, by a model that has learned that.
+
+        A null stands for the whole condition, and so in place of nothing that is there: a source, or where a window lies.
+        """
+        if not any(nothing) or not self.has_null or self.recipe.task is not None or is_told_places(self):
+            return cond
+        return replace(cond, dropped=torch.tensor(nothing, device=self.device))
+
+    def with_text(self, cond: Cond, text: Text | Sequence[Text], count: int) -> Cond:
         """Adds texts to a condition, as the model reads them: states of a frozen encoder, or bytes.
 
         Args:
             cond: of `count` images.
-            text: for all, or one for each. None: for a model with captions an empty one.
+            text: for all, or one for each. None: the image's condition is hidden, where the model has learned that
+                (`has_null`) and is given nothing else, such as a class; otherwise it is an empty text, as "" always is.
             count: number of images.
 
         Raises:
@@ -966,31 +1076,41 @@ class System:
             DataError: its folder cannot be read, or a text is none.
             CheckpointError: it is another one than the model was trained with.
         """
-        config = self.recipe.text
+        config, texts = self.recipe.text, _one_for_each("text", text, count)
         if config is None:
-            if text is not None:
+            if any(entry is not None for entry in texts):
                 raise ConfigError("text was given, but this model was trained without captions. Leave it out.")
             return cond
-        texts = [text or ""] * count if text is None or isinstance(text, str) else list(text)
-        if len(texts) != count:
-            raise ConfigError(f"text has {len(texts)} entries for {count} images. Give one, or one for each.")
         if self.text_encoder is None:
             self.text_encoder = load_text_encoder(config.encoder, config.folder)
         encoder, found = self.text_encoder, self.text_encoder.fingerprint
-        if encoder.dim not in (None, config.dim):
-            raise ConfigError(
-                f"text.dim = {config.dim}, but the text encoder's states have {encoder.dim}: set it to that."
-            )
+        check_dim(encoder, config.dim)
         if self.trained_on_text not in (None, found):
             place = "is installed" if config.folder is None else f"is in {config.folder}"
             raise CheckpointError(
                 f"this model was trained with text encoder {self.trained_on_text}, but {found} {place}. Use the former."
             )
         self.trained_on_text = found
-        given, known = (part.to(self.device) for part in encoder.encode(texts, length=config.length))
+        given, known = (
+            part.to(self.device) for part in _encoded(encoder, [entry or "" for entry in texts], config.length)
+        )
         if encoder.dim is None:
-            return replace(cond, text_tokens=given, text_known=known)
-        return replace(cond, text=given, text_known=known)
+            cond = replace(cond, text_tokens=given, text_known=known)
+        else:
+            cond = replace(cond, text=given, text_known=known)
+        return self._hidden(cond, [entry is None and cond.label is None for entry in texts])
+
+    def with_captions(self, cond: Cond, captions: Sequence[str]) -> Cond:
+        """Adds the captions of images to their condition, in training and where it is measured; "" is none (None of `with_text`).
+
+        Args:
+            cond: of as many images.
+            captions: one for each.
+
+        Raises:
+            ConfigError, MissingExtraError, DataError, CheckpointError: as `with_text`.
+        """
+        return self.with_text(cond, [caption or None for caption in captions], len(captions))
 
     @property
     def takes_text(self) -> bool:
@@ -1035,6 +1155,29 @@ class System:
             "```python\nimport rasterformer\n\n"
             f'model = rasterformer.load("this folder")\n{use}\n```\n'
         )
+
+
+def _one_for_each(name: str, given: Any, count: int) -> list[Any]:
+    """What was given for all or one for each, as one for each."""
+    each = [given] * count if given is None or isinstance(given, str | int) else list(given)
+    if len(each) != count:
+        raise ConfigError(f"{name} has {len(each)} entries for {count} images. Give one, or one for each.")
+    return each
+
+
+def _encoded(encoder: TextEncoder, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """As `TextEncoder.encode`, but every different text is read once, some at a time."""
+    number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    parts = [encoder.encode(list(number)[rows], length=length) for rows in batches_of(len(number), TEXTS_AT_A_TIME)]
+    longest = max(known.shape[1] for _, known in parts)
+    index = torch.tensor([number[text] for text in texts])
+    given, known = (
+        torch.cat(
+            [torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in kind]
+        )
+        for kind in zip(*parts, strict=True)
+    )
+    return given[index], known[index]
 
 
 def load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 import rasterformer
-from rasterformer.cli.evaluate import LEVELS
 from rasterformer.cli.main import main
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
-from rasterformer.system import System
+from rasterformer.system import LEVELS, System
 from rasterformer.systems.vq_diffusion.config import Config
 from rasterformer.systems.vqgan.config import Config as TokenizerConfig
 from rasterformer.systems.vqgan_transformer.config import Config as PriorConfig
@@ -74,7 +73,9 @@ def test_the_report_is_of_an_upper_bound_at_the_levels_asked_for(
     content = report_of(models.few, tmp_path / "report.json", "--levels", 3, "--batch-size", 4)
     assert (content["bound"], content["levels"], content["num_images"]) == ("upper", 3, 6)
     shown = capsys.readouterr().out
-    assert "upper bound on the negative log-likelihood of codes" in shown and "3 levels of noise" in shown
+    of_codes = f"codes after replacement of {content['replaced_share']:.2%} of them"
+    assert f"upper bound, estimated, on the negative log-likelihood of {of_codes}" in shown
+    assert "3 levels of noise" in shown and "at most" not in shown
     system = rasterformer.load(models.few)
     images = torch.stack(
         [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in sorted(models.pictures.iterdir())]
@@ -99,9 +100,9 @@ def test_an_autoregressive_model_is_exact(models: Models, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("model", "levels", "message"),
     [
-        ("exact", 5, "--levels 5: this model's likelihood is exact and draws no noise"),
-        ("few", 0, "--levels 0 must lie in 1..10"),
-        ("few", 11, "--levels 11 must lie in 1..10"),
+        ("exact", 5, "levels = 5, but this model's likelihood is exact and draws no noise"),
+        ("few", 0, "levels = 0 must be at least 1"),
+        ("few", 11, "levels = 11 leaves 1..10"),
     ],
 )
 def test_levels_that_the_model_has_not_are_refused(

@@ -192,10 +192,14 @@ def test_the_record_in_a_result_says_how_it_was_made(models: dict[str, Path], tm
         "label": "dog",
         "seed": 7,
         "precision": "bfloat16",
+        "original": False,
+        "tile": True,
+        "overlap": None,
+        "crop": False,
     }
     for k in range(2):
         record = read_png_metadata(tmp_path / "out" / f"my picture-{k}.png")
-        assert record == {**about, "image": "my picture.png", "result": k}
+        assert record == {**about, "image": "my picture.png", "number": 0, "result": k}
     assert read_png_metadata(tmp_path / "out" / "sheet.png") == about
 
 

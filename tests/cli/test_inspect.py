@@ -67,6 +67,7 @@ def test_picture_gives_its_metadata_back(tmp_path: Path, capsys: pytest.CaptureF
         (["run/model", "--order", "o.png", "--position", "1;2"], "--position '1;2' is not ROW,COL"),
         (["run/model", "--order", "o.png", "--position=-1,2"], "--position '-1,2' is not ROW,COL"),
         (["nowhere"], "nowhere does not exist"),
+        (["words"], "words is a pipeline's folder. Its model is words/prior."),
     ],
 )
 def test_what_cannot_be_inspected_is_named(
@@ -79,6 +80,7 @@ def test_what_cannot_be_inspected_is_named(
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
+    save_run(tmp_path / "words" / "prior")
     write_png(tmp_path / "plain.png", torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert main(["inspect", *tokens]) == 2
     assert message in capsys.readouterr().err

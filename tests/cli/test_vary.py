@@ -134,8 +134,9 @@ def test_vary_writes_what_the_library_draws(models: dict[str, Path], tmp_path: P
             assert np.array_equal(pixels(tmp_path / "out" / f"{file.stem}-{k}.png"), as_array(row[k]))
     record = read_png_metadata(tmp_path / "out" / "b-1.png")
     assert record is not None
-    assert {name: record[name] for name in ("kind", "strength", "text", "image", "result", "denoising_order")} == {
-        "kind": "vary", "strength": 0.7, "text": "a cat", "image": "b.png", "result": 1, "denoising_order": "random"
+    assert {name: record[name] for name in ("kind", "strength", "text", "image", "number", "result", "denoising_order")} == {
+        "kind": "vary", "strength": 0.7, "text": "a cat", "image": "b.png", "number": 1, "result": 1,
+        "denoising_order": "random",
     }  # fmt: skip
 
 
@@ -151,8 +152,10 @@ def test_vary_fits_pictures_to_the_models_size(models: dict[str, Path], tmp_path
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
-        ("plain", ["--strength", 0], "strength = 0.0 must lie above 0 and not above 1"),
-        ("plain", ["--strength", 1.01], "strength = 1.01 must lie above 0 and not above 1"),
+        ("plain", ["--strength", 0], "--strength 0.0 must lie above 0 and not above 1"),
+        ("plain", ["--strength", 1.01], "--strength 1.01 must lie above 0 and not above 1"),
+        ("nowhere", ["--strength", 0], "--strength 0.0 must lie above 0 and not above 1"),
+        ("text", ["--guidance-scale", 2], "guidance_scale = 2.0 needs a text to be guided by, but image 0 has none"),
         ("plain", ["--strength", "much"], "much"),
         ("plain", ["--steps", 7], "steps = 7 must lie in 1..6"),
         ("plain", ["--order", "purty"], "purty"),
@@ -200,7 +203,9 @@ def test_any_mask_is_filled_in_and_known_pixels_stay(models: dict[str, Path], tm
     """Of pictures larger than the model's, too."""
     for height, width in ((16, 16), (24, 20)):
         file, out = picture(tmp_path / f"{width}.png", height, width), tmp_path / "out" / str(width)
-        missing = np.random.default_rng(1).random((height, width)) < 0.4
+        missing = np.random.default_rng(1).random((height // 4, width // 4)) < 0.4
+        missing = missing.repeat(4, 0).repeat(4, 1)
+        missing[:, 0] = True  # not only whole codes
         mask = tmp_path / "mask.png"
         Image.fromarray(np.where(missing, 255, 0).astype(np.uint8)).save(mask)
         words = ["--mask", mask, "--steps", 2, "--text", "a cat", "-n", 2]
@@ -228,6 +233,7 @@ def test_a_rectangle_is_filled_in(models: dict[str, Path], tmp_path: Path, more:
     assert np.array_equal(result, as_array(expected[0]))
 
 
+@pytest.mark.filterwarnings("ignore:51% of the pixels are known, but only 25%")  # 10x13 of 16x16, from row 3, column 1
 @pytest.mark.parametrize(
     ("size", "extend"),
     [((16, 16), (4, 8, 0, 0)), ((20, 16), (0, 4, 4, 8)), ((10, 13), (3, 2, 3, 1)), ((17, 18), (0, 2, 3, 0))],
@@ -260,6 +266,56 @@ def test_an_extended_picture_is_cut_only_with_crop_and_keeps_all_of_its_extensio
     assert result.shape == (16, 24, 3) and np.array_equal(result[:, 8:], pixels(file)[0:16, 1:17])
     plain = fails("restore", models["plain"], file, "--rectangle", 0, 0, 4, 4)
     assert "is 19x17 pixels; this model takes multiples of 4. With --crop it is cut to 16x16" in plain
+
+
+@pytest.mark.parametrize("how", ["mask", "rectangle"])
+def test_what_is_missing_is_said_of_the_whole_picture_and_cut_with_it(
+    models: dict[str, Path], tmp_path: Path, how: str
+) -> None:
+    """21x19 pixels are cut to 20x16, without the first row, the last two, and the last column."""
+    file, out, missing = picture(tmp_path / "a.png", 19, 21), tmp_path / "out", np.zeros((19, 21), bool)
+    missing[2:8, 5:12] = True
+    Image.fromarray(np.where(missing, 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    words = ["--mask", tmp_path / "mask.png"] if how == "mask" else ["--rectangle", 2, 5, 6, 7]
+    assert run("restore", models["plain"], file, *words, "--crop", "--out", out) == 0
+    part = slice(1, 17), slice(0, 20)
+    (expected,) = rasterformer.load(models["plain"]).restore(
+        torch.from_numpy(pixels(file)[part].copy()).permute(2, 0, 1)[None],
+        known=[torch.from_numpy(~missing[part])],
+        as_tensor=True,
+    )
+    assert np.array_equal(pixels(out / "a-0.png"), as_array(expected[0]))
+
+
+def test_the_record_of_a_restored_picture_suffices_to_draw_it_again(models: dict[str, Path], tmp_path: Path) -> None:
+    files, out = [picture(tmp_path / f"{name}.png", 17, 16, seed=k) for k, name in enumerate("ab")], tmp_path / "out"
+    assert run("restore", models["plain"], *files, "--rectangle", 4, 4, 5, 6, "--crop", "-n", 2, "--out", out) == 0
+    record = read_png_metadata(out / "b-1.png")
+    assert record is not None and (record["number"], record["result"], record["image"]) == (1, 1, "b.png")
+    assert (record["rectangle"], record["mask"], record["extend"]) == ([4, 4, 5, 6], None, None)
+    assert [record[name] for name in ("crop", "original", "tile", "overlap")] == [True, False, True, None]
+    words = ["--rectangle", *record["rectangle"], "--crop", "-n", record["result"] + 1, "--seed", record["seed"]]
+    assert run("restore", models["plain"], files[0], files[1], *words, "--out", tmp_path / "again") == 0
+    assert np.array_equal(pixels(tmp_path / "again" / "b-1.png"), pixels(out / "b-1.png"))
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.tile(np.arange(16) < 8, (16, 1)).astype(np.uint8) * 255).save(mask)
+    file = picture(tmp_path / "c.png")
+    assert run("restore", models["plain"], file, "--mask", mask, "--out", out) == 0
+    assert (read_png_metadata(out / "c-0.png") or {})["mask"] == str(mask)
+    assert run("restore", models["plain"], file, "--extend", 0, 4, 0, 0, "--out", out) == 0
+    assert (read_png_metadata(out / "c-0.png") or {})["extend"] == [0, 4, 0, 0]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_mask_that_hides_most_codes_is_warned_of(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One column of pixels in four: no code of 4x4 is known."""
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.tile(np.arange(16) % 4 == 0, (16, 1)).astype(np.uint8) * 255).save(mask)
+    words = ["--mask", mask, "--out", tmp_path / "out"]
+    assert run("restore", models["plain"], picture(tmp_path / "a.png"), *words) == 0
+    assert "warning: 75% of the pixels are known, but only 0% lie in codes (4x4 pixels)" in capsys.readouterr().err
 
 
 def test_a_model_of_in_painting_extends_pictures_too(models: dict[str, Path], tmp_path: Path) -> None:
@@ -360,6 +416,9 @@ def test_complete_draws_what_the_library_draws(models: dict[str, Path], tmp_path
         (["--steps", 7], "steps = 7 must lie in 1..6"),
         (["--steps", "few"], "few"),
         (["--order", "best"], "best"),
+        (["--steps", 0, "--dry-run"], "steps = 0 must lie in 1..6"),
+        (["--purity-weight", -1, "--dry-run"], "purity_weight = -1.0"),
+        (["--size", "24x16", "--window-stride", 5], "window_stride = 5 must lie in 1..4"),
         (["--parallel"], "parallel is for models that draw code by code"),
         (["--parallel", "--dry-run"], "parallel is for models that draw code by code"),
         (["--size", "15x16"], "size = 15x16 pixels is no multiple of the tokenizer's factor 4"),
@@ -385,6 +444,7 @@ def test_a_dry_run_looks_at_guidance_too(
     file = picture(tmp_path / "a.png")
     for words in (["sample"], ["complete", file]):
         command, *files = words
+        assert "steps = 7 must lie in 1..6" in fails(command, models["text"], *files, "--steps", 7, "--dry-run")
         guided = ["-n", 2, "--guidance-scale", 3, "--dry-run"]
         assert run(command, models["text"], *files, *guided, "--out", tmp_path / "out") == 0
         assert "2 images of 16 positions" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -105,6 +105,8 @@ def test_image_without_a_label_among_labelled_ones_is_skipped(tmp_path: Path, wr
         ("metadata.jsonl", b'{"file_name": "a.png", "text": 5}\n', "line 1: the caption is 5"),
         ("metadata.csv", b"file_name\n\xff.png\n", "metadata.csv: byte 10 is not UTF-8"),
         ("metadata.csv", b"picture\na.png\n", "metadata.csv, line 2: file_name is None"),
+        ("metadata.jsonl", b"\n", "metadata.jsonl lists no image. Give each image a line with its file_name"),
+        ("metadata.csv", b"file_name,text\n", "metadata.csv lists no image"),
     ],
 )
 def test_damaged_metadata_is_refused_with_its_line(tmp_path: Path, write_folder, name, content, received) -> None:

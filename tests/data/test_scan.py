@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rasterformer.cli.main import main
 from rasterformer.cli.scan import scan as scan_command
 from rasterformer.data.scan import scan
 from rasterformer.errors import DataError
@@ -63,6 +64,46 @@ def test_report_of_nothing_usable(tmp_path: Path) -> None:
     report = scan(str(tmp_path))
     assert (report.ok, report.smallest_side) == (0, None)
     assert report.actions == ("There is nothing to train on: no image can be used.",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentences"),
+    [
+        (["a cat", "a dog", "a cow"], []),
+        (["a cat"], ["2 of 3 pictures have no caption: they are trained as pictures whose caption is hidden."]),
+        (["a cat", " \n"], ["2 of 3 pictures have no caption: they are trained as", "1 .txt files are empty."]),
+        (["", ""], ["2 .txt files are empty, and there is no other caption: text to image cannot be trained."]),
+        ([], []),
+    ],
+)
+def test_pictures_without_a_caption_and_empty_ones_are_counted(
+    tmp_path: Path, write_folder, texts: list[str], sentences: list[str]
+) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    root = write_folder(tmp_path, names)
+    for name, text in zip(names, texts, strict=False):
+        (root / name).with_suffix(".txt").write_text(text, encoding="utf-8")
+    report = scan(str(root))
+    assert report.captions == sum(bool(text.strip()) for text in texts)
+    assert report.empty_captions == sum(not text.strip() for text in texts)
+    said = [action for action in report.actions if "caption" in action or ".txt" in action]
+    assert len(said) == len(sentences)
+    for action, sentence in zip(said, sentences, strict=True):
+        assert action.startswith(sentence)
+
+
+def test_command_ends_with_an_error_where_there_is_nothing_to_train_on(
+    tmp_path: Path, write_folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").touch()
+    assert main(["scan", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "There is nothing to train on: no image can be used." in captured.out
+    assert "no image can be used (the first: a.png: " in captured.err and "0 bytes" in captured.err
+    unlisted = write_folder(tmp_path / "unlisted", ["a.png"])
+    (unlisted / "metadata.jsonl").touch()
+    assert main(["scan", str(unlisted)]) == 2
+    assert "metadata.jsonl lists no image. Give each image a line with its file_name" in capsys.readouterr().err
 
 
 def test_own_split_is_counted() -> None:

@@ -343,6 +343,31 @@ def test_all_known_codes_are_returned_without_a_pass_or_noise(order: Order) -> N
     assert all(torch.equal(generator.get_state(), state) for generator, state in zip(rng, states, strict=True))
 
 
+@pytest.mark.parametrize("steps", [None, 50])
+def test_steps_that_decide_nothing_need_no_pass_and_images_that_gain_nothing_are_left_out(steps: int | None) -> None:
+    """A hole of one code in one image, of five in the other: at most six passes of 100, each shows what misses something."""
+    model = Constant(make_process("linear", 3, 100), 16, torch.zeros(3))
+    where = torch.ones(2, 16, dtype=torch.bool)
+    where[0, 3], where[1, :5] = False, False
+    told: list[int] = []
+    known = Known(torch.ones(2, 16, 1).long(), where)
+    draws(model, 2, DiffusionOptions(steps=steps), known=known, on_step=lambda done, _: told.append(done))
+    holes = [count for x, _, _ in model.seen for count in (x == 3).sum(1).tolist()]
+    assert 2 <= len(model.seen) <= 6 and 0 < min(holes) and len(holes) <= 6
+    assert len(told) == (steps or 100) and told[-1] == 32
+
+
+def test_the_passes_of_whole_images_are_as_many_as_steps_reveal_something() -> None:
+    """Each of 40 masks is revealed in one of 300 steps, evenly: in 300 (1 - (1 - 1/300)^40) = 37.5 different ones."""
+    model, counts = Constant(make_process("linear", 3, 300), 40, torch.zeros(3)), []
+    for k in range(12):
+        model.seen.clear()
+        draw_codes(model, Cond(), 1, options=DiffusionOptions(), rng=image_generators(k, 1))
+        counts.append(len(model.seen))
+    deviation = 1.5  # of about 2.5 masks that share a step with another
+    assert max(counts) <= 40 and sum(counts) / 12 == pytest.approx(37.5, abs=4 * deviation / math.sqrt(12))
+
+
 @pytest.mark.parametrize(("schedule", "order"), [("paper", "posterior"), *(("linear", order) for order in ORDERS)])
 @pytest.mark.parametrize("level", [None, 3])
 def test_an_image_and_its_noise_do_not_depend_on_the_batch(schedule: Schedule, order: Order, level: int | None) -> None:
@@ -403,7 +428,7 @@ def test_a_variation_at_level_zero_is_the_image_and_at_the_last_level_begins_wit
     codes = torch.tensor([[0, 1], [1, 1]])[..., None]
     x = draws(model, 2, DiffusionOptions(order=order), start=(codes, 0))
     assert torch.equal(x, codes) and x.data_ptr() != codes.data_ptr() and model.seen == []
-    draws(model, 2, DiffusionOptions(order=order), start=(codes, 5))
+    draws(model, 2, DiffusionOptions(order=order, steps=1), start=(codes, 5))
     assert (model.seen[0][0] == 2).all() and model.seen[0][1].tolist() == [5, 5]
 
 

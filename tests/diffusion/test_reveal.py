@@ -60,6 +60,14 @@ def test_steps_begin_below_the_level() -> None:
     assert plan[:, 0].tolist() == [60, 40, 20, 0]
 
 
+@pytest.mark.parametrize("level", [7, 10])
+def test_a_plan_of_any_number_of_steps_ends_with_the_masks(level: int) -> None:
+    plan = masked_after(
+        make_process("linear", 4, 10), torch.tensor([70]), torch.tensor([100]), steps=10**12, level=level
+    )
+    assert plan[:, 0].tolist() == list(range(69, -1, -1))
+
+
 @pytest.mark.parametrize("schedule", ["release", "linear", "cosine"])
 def test_the_nearest_level_is_found_by_trying_all(schedule: Schedule) -> None:
     process = make_process(schedule, 4, 12)

@@ -60,8 +60,8 @@ class Known:
     def __init__(self) -> None:
         self.pairs: list[tuple[int, int]] = []  # (image, class, first value of the source or of the text) as asked for
 
-    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
-        assert levels == 0, "exact nats have no levels of noise"
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
+        assert levels is None, "exact nats have no levels of noise"
         number = images[:, 0, 0, 0].long()
         nats = torch.zeros(len(images), ROWS, ROWS)
         nats[:, 0] = number[:, None] + 1.0
@@ -81,7 +81,8 @@ class Noisy(Known):
         super().__init__()
         self.levels: set[int] = set()
 
-    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
+        assert levels is not None, "an estimate is of some levels of noise"
         self.levels.add(levels)
         streams = [torch.Generator().manual_seed(int(image[0, 0, 0])) for image in images]
         noise = torch.stack([torch.randn(ROWS, ROWS, generator=rng) for rng in streams])
@@ -182,12 +183,15 @@ def test_a_bound_is_said_to_be_one_wherever_its_figure_stands(tokenizer: Tokeniz
     difference = report.shuffled_nats_per_code - report.nats_per_code
     assert difference == pytest.approx(10 / 4, abs=1e-6)  # the same noise met both conditions
     words = printed(report)
-    assert "(upper bound on the negative log-likelihood of codes given the source, inpaint; none of pixels)" in words
+    meaning = (
+        "upper bound, estimated, on the negative log-likelihood of codes given the source, inpaint; none of pixels"
+    )
+    assert f"({meaning})" in words
     assert "7 levels of noise, drawn for each image" in words and "of two upper bounds under the same noise" in words
     assert "(over images and the noise drawn for them, normal approximation on the mean)" in words
-    assert words.count("at most") == 2 and "exact" not in words
+    assert words.count("(upper bound, estimated)") == 2 and "at most" not in words and "exact" not in words
     content = json.loads(json.dumps(report.to_dict()))
-    assert content["likelihood_of"] == "codes, upper bound; not of pixels"
+    assert content["likelihood_of"] == "codes, upper bound, estimated; not of pixels"
     assert content["interval_over"] == "images and the noise drawn for them"
     assert (content["bound"], content["levels"]) == ("upper", 7)
 
@@ -200,6 +204,17 @@ def test_the_interval_of_a_bound_is_over_what_images_and_noise_make_together(tok
     half = 1.96 * math.sqrt(sum((nats - mean) ** 2 for nats in each) / 8 / 9)
     assert report.interval == pytest.approx((mean - half, mean + half), abs=1e-4)
     assert report.interval != pytest.approx(evaluate(tokenizer, images).interval, abs=1e-2)
+
+
+@pytest.mark.parametrize("more", [{}, {"bound": "upper", "levels": 1_000}])
+def test_a_figure_that_knowing_nothing_beats_is_said_to_say_nothing(tokenizer: Tokenizer, more: dict[str, Any]) -> None:
+    """Of n images the mean is (n + 1) / 8 nats, and ln 5 is 1.609."""
+    verdict = "more than knowing nothing would cost: the model is not trained enough to say anything"
+    for count, is_above in ((11, False), (13, True)):
+        scorer = Noisy() if more else Known()
+        report = evaluate(tokenizer, image_set(count), scorer, **more)
+        assert report.nats_per_code == pytest.approx((count + 1) / 8, abs=1e-3)
+        assert (verdict in printed(report)) is is_above
 
 
 def test_an_exact_report_has_no_levels_of_noise(tokenizer: Tokenizer) -> None:
@@ -225,7 +240,10 @@ def test_codes_that_the_model_does_not_number_are_counted_and_replaced(tokenizer
     scored = Counter(codec.codes(images.images(slice(None))).flatten().tolist())
     entropy = -sum(count / 80 * math.log(count / 80) for count in scored.values())
     assert report.unigram_nats_per_code == pytest.approx(entropy, abs=1e-9)
-    assert f"{times / 80:.2%}: those that do not occur in training" in printed(report)
+    words, of_codes = printed(report), f"codes after replacement of {times / 80:.2%} of them"
+    assert f"{times / 80:.2%}: those that do not occur in training" in words
+    assert f"(exact likelihood of {of_codes}; none of pixels)" in words and words.count(of_codes) == 3
+    assert report.to_dict()["likelihood_of"] == f"{of_codes}, exact; not of pixels"
 
 
 def test_the_first_images_only_are_scored_where_there_is_a_limit(tokenizer: Tokenizer) -> None:
@@ -277,7 +295,7 @@ def test_an_empty_set_is_refused(tokenizer: Tokenizer) -> None:
 
 def test_nats_that_are_not_finite_name_their_image(tokenizer: Tokenizer) -> None:
     class Broken(Known):
-        def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 0) -> Tensor:
+        def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
             nats = super().code_nats(images, cond)
             nats[images[:, 0, 0, 0] == 3, 2, 1] = float("nan")
             return nats

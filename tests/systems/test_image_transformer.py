@@ -234,11 +234,11 @@ def test_a_neighbourhood_without_an_earlier_cell_is_a_problem() -> None:
     [
         (
             {"width": 10, "num_heads": 3},
-            "model.num_heads = 3 does not divide model.width = 10. Use a divisor such as 2",
+            "model.num_heads = 3 does not divide model.width = 10. Use 2",
         ),
         ({"width": 0}, "model.width = 0 must be at least 1"),
         ({"attention_width": 9, "num_heads": 2}, "does not divide model.attention_width = 9"),
-        ({"width": 12, "num_heads": 2, "rotary": True}, "multiple of 4 dimensions, but each has 6"),
+        ({"width": 12, "num_heads": 2, "rotary": True}, "multiple of 4 dimensions, each has 6"),
         ({"num_kv_heads": 3}, "model.num_kv_heads = 3 does not divide model.num_heads = 8"),
         ({"memory_length": -1}, "model.memory_length = -1 must not be negative"),
         ({"flange": (-1, 0)}, "model.flange = (-1, 0) not negative"),

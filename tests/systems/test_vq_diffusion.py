@@ -493,8 +493,13 @@ def test_conditions_are_hidden_in_training_only_and_as_often_as_asked() -> None:
     dropped = model.seen[2].dropped
     assert dropped is not None
     assert float(dropped.double().mean()) == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 4000))
+    own = torch.arange(4000) < 1000
+    model.loss(x, Cond(label=label, dropped=own), rng=seeded())
+    assert torch.equal(model.seen[2].dropped, dropped | own), "what is hidden already stays so"
     model.eval().loss(x, Cond(label=label), rng=seeded())
     assert model.seen[2].dropped is None
+    model.loss(x, Cond(label=label, dropped=own), rng=seeded())
+    assert torch.equal(model.seen[2].dropped, own)
     without = Scripted(config, (1, 2), TOY_CODES).train()
     without.loss(x, Cond(), rng=seeded())
     assert without.seen[2].dropped is None
@@ -596,6 +601,12 @@ def test_problems_name_the_field_and_its_value(changes: dict[str, object], messa
 
 def test_a_task_is_refused() -> None:
     assert TINY.fit_problems(task=None, image_size=16) == []
+    pooled = replace(TINY, pooled_text=True)
+    assert pooled.fit_problems(task=None, image_size=16, has_text=True) == []
+    assert (
+        "model.pooled_text = true, but the recipe has no section text"
+        in pooled.fit_problems(task=None, image_size=16)[0]
+    )
     (found,) = TINY.fit_problems(task="inpaint", image_size=16)
     assert "task.name = 'inpaint'" in found and "restore" in found
 

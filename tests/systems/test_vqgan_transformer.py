@@ -328,6 +328,9 @@ def test_conditions_are_hidden_from_the_given_share_of_images_in_training() -> N
     model.loss(x, Cond(label=label), rng=torch.Generator().manual_seed(0))
     assert given["seen"] is x and given["label"] is label and given["dropped"] is not None
     assert abs(float(given["dropped"].double().mean()) - prob) < 5 * math.sqrt(prob * (1 - prob) / batch)
+    dropped, own = given["dropped"], torch.arange(batch) < 1000
+    model.loss(x, Cond(label=label, dropped=own), rng=torch.Generator().manual_seed(0))
+    assert given["dropped"] is not None and torch.equal(given["dropped"], dropped | own), "hidden already stays so"
     model.eval().loss(x, Cond(label=label), rng=None)
     assert given["dropped"] is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,9 @@ class Numbers(TextEncoder):
         found = [re.search(r"\d+", text) for text in texts]
         numbers = torch.tensor([-1.0 if match is None else float(match[0]) for match in found])
         return numbers[:, None, None].expand(-1, 2, self.dim), torch.ones(len(texts), 2, dtype=torch.bool)
+
+    def to(self, device: str | torch.device) -> None:
+        assert torch.device(device).type in ("cpu", "cuda")
 
 
 def tokenizer_of() -> Tokenizer:
@@ -158,6 +162,32 @@ def test_held_out_images_are_measured_with_their_own_captions(tmp_path: Path) ->
     assert abs(other - nats[0]) > 1e-4, "the caption is not looked at"
 
 
+@pytest.mark.parametrize("prob", [0.0, 0.2])
+def test_images_without_a_caption_are_trained_and_measured_as_images_without_a_condition(prob: float) -> None:
+    """Where the model hides conditions at all; else they have the empty text."""
+    captions = tuple("" if k % 2 else f"picture {k}" for k in range(7))
+    some = dataclasses.replace(captioned(), captions=captions)
+    system = system_of(model={"drop_condition_prob": prob}, batch_size=7)
+    learner = CodesLearner(system, some, some, say=quiet)
+    _, cond = next(learner.batches(0))
+    assert cond.text is not None
+    nothing = cond.text[:, 0, 0] == -1.0  # of an empty text
+    assert int(nothing.sum()) == 3
+    assert (None if cond.dropped is None else cond.dropped.tolist()) == (nothing.tolist() if prob else None)
+    images = some.images(slice(None))
+    hidden = None if prob == 0 else torch.tensor([not caption for caption in captions])
+    given = dataclasses.replace(system.with_text(Cond(), list(captions), 7), dropped=hidden)
+    expected = float(system.code_nats(images, given).double().mean())
+    assert learner.measure(system.model, None)["held_out_nats_per_code"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_without_a_caption_keeps_what_else_it_is_conditioned_on() -> None:
+    some = dataclasses.replace(captioned(), captions=("", *(f"picture {k}" for k in range(1, 7))))
+    system = system_of(model={"drop_condition_prob": 0.2}, task=SuperResolution(factor=2), batch_size=7)
+    _, cond = next(CodesLearner(system, some, some, say=quiet).batches(0))
+    assert cond.codes is not None and cond.dropped is None
+
+
 @pytest.mark.parametrize("task", [None, SuperResolution(factor=2)])
 def test_a_resumed_run_with_captions_ends_with_the_tensors_of_an_uninterrupted_one(
     task: Task | None, tmp_path: Path
@@ -187,7 +217,7 @@ def test_every_image_has_its_own_text_or_all_have_the_same() -> None:
     system.sample(2, text=["one 1", "two 2"], as_tensor=True)
     system.sample(2, text="three 3", as_tensor=True)
     system.sample(2, as_tensor=True)
-    assert encoder.calls == [["one 1", "two 2"], ["three 3"] * 2, ["", ""]]
+    assert encoder.calls == [["one 1", "two 2"], ["three 3"], [""]]  # the same one is read once
 
 
 def spread(system: System) -> System:
@@ -298,6 +328,12 @@ def test_missing_captions_are_refused_before_anything_is_done(without: str, tmp_
     assert not cache.exists()
 
 
+def test_captions_that_are_all_empty_are_refused_as_such() -> None:
+    empty = dataclasses.replace(captioned(captions=False), empty_captions=7)
+    with pytest.raises(DataError, match=r"'toys', train, has no captions: its \.txt files, 7, are all empty\. Write a"):
+        CodesLearner(system_of(), empty, captioned(5), say=quiet)
+
+
 def test_a_missing_text_encoder_is_named_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> MiniLMEncoder:
         raise MissingExtraError("pip install 'rasterformer[text]'")
@@ -345,6 +381,10 @@ def test_a_folder_without_captions_is_refused_and_leaves_no_run(
     )
     assert main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert "has no captions. Put a .txt file beside each image" in capsys.readouterr().err
+    for path in list(bare.glob("*.png")):
+        path.with_suffix(".txt").write_text(" \n", encoding="utf-8")
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "are all empty. Write a caption into each" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -195,10 +195,27 @@ def test_a_run_is_not_resumed_with_another_tokenizer_or_other_images(changed: st
     train(Run(learner_in(tmp_path, system_of(steps=1)), tmp_path), resume=False, say=quiet)
     tokenizers = {"tokenizer": tokenizer_of(7 if changed == "tokenizer" else 0)}
     learner = learner_in(tmp_path, system_of(steps=2, tokenizers=tokenizers), seed=3 if changed == "images" else 0)
+    kept = (tmp_path / "codes.safetensors").read_bytes()
     with pytest.raises(
         CheckpointError, match="was trained on other images than 'toys' .* or the tokenizer or captions do"
     ):
         train(Run(learner, tmp_path), resume=True, say=quiet)
+    assert (tmp_path / "codes.safetensors").read_bytes() == kept, "its codes are still those of the run"
+
+
+def test_a_run_is_not_resumed_by_a_model_that_numbers_other_codes(tmp_path: Path) -> None:
+    """As many of them, so that every weight has its shape."""
+
+    def learner_of(used: list[int] | None) -> CodesLearner:
+        recipe, parts = system_of(steps=1).recipe, {"tokenizer": tokenizer_of()}
+        numbers = None if used is None else torch.tensor(used)
+        return learner_in(tmp_path, System.create(recipe, tokenizers=parts, used_codes=numbers))
+
+    train(Run(learner_of([0, 1, 3]), tmp_path), resume=False, say=quiet)
+    train(Run(learner_of([0, 1, 3]), tmp_path), resume=True, say=quiet)
+    for used, count in (([0, 2, 3], "3 codes"), (None, "all codes")):
+        with pytest.raises(CheckpointError, match=f"its model numbers 3 codes of its tokenizer, and this one {count}"):
+            train(Run(learner_of(used), tmp_path), resume=True, say=quiet)
 
 
 @pytest.mark.parametrize("name", ["plain", "condition"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import rasterformer
 from rasterformer.checkpoint import load_checkpoint
-from rasterformer.conditioning.text import MiniLMEncoder
+from rasterformer.conditioning.text import ByteTokens, MiniLMEncoder
+from rasterformer.conditioning.text_encoder import TextEncoder, check_texts
+from rasterformer.conditioning.text_folder import FolderEncoder
 from rasterformer.data.codes import load_codes
 from rasterformer.data.png import read_png_metadata
 from rasterformer.diffusion.importance import StepSampler
@@ -27,6 +31,7 @@ from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
 from rasterformer.systems.vqgan.config import Config as TokenizerConfig
 from rasterformer.tokenizer import Tokenizer
+from rasterformer.training.codes import CodesLearner
 from rasterformer.training.log import read_metrics
 from rasterformer.training.pipeline import train_pipeline
 from rasterformer.training.run import train_recipe
@@ -154,6 +159,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights_and_figures(
     said: list[str] = []
     assert train_recipe(recipe, folder, resume=True, say=said.append) is True
     assert any(line.startswith("tokenizing") for line in said) is (without == "codes.safetensors")
+    assert not any("codes occur" in line for line in said), "they are those of the checkpoint"
     resumed = newest(folder).tensors
     for name, part in newest(whole).tensors.items():
         assert all(torch.equal(resumed[name][key], value) for key, value in part.items()), name
@@ -203,6 +209,38 @@ def test_the_report_calls_the_figure_a_bound_and_names_its_levels(finished: tupl
     assert f"**{held_out(finished[0])[-1][1]:.4f} nats per code**" in report
 
 
+def test_the_report_says_how_many_held_out_codes_were_replaced(
+    finished: tuple[Path, list[str]], recipe: Recipe
+) -> None:
+    """Counted one by one, of the images that are measured."""
+    folder = finished[0]
+    used = set(newest(folder).tensors["used_codes"]["used"].tolist())
+    codes = (
+        rasterformer.load(folder).tokenizers["tokenizer"].encode(open_recipe_images(recipe, "test").images(slice(0, 4)))
+    )
+    share = sum(code not in used for code in codes.flatten().tolist()) / codes.numel()
+    assert f"codes after replacement of {share:.2%} of them" in (folder / "report.md").read_text("utf-8")
+    one, few = torch.tensor([min(used)]), sum(code != min(used) for code in codes.flatten().tolist()) / codes.numel()
+    system = rasterformer.load(folder)
+    system = System.create(recipe, tokenizers=system.tokenizers, used_codes=one)
+    system.text_encoder = ByteTokens()
+    learner = CodesLearner(system, open_recipe_images(recipe, "train"), open_recipe_images(recipe, "test"), say=quiet)
+    figures = {"held_out_nats_per_code_upper_bound": 1.0, "images": 4}
+    assert few > 0 and f"codes after replacement of {few:.2%} of them" in learner.headline(figures)
+
+
+@pytest.mark.parametrize(("nats", "is_above"), [(0.5, False), (9.5, True)])
+def test_the_report_says_when_knowing_nothing_would_cost_less(
+    finished: tuple[Path, list[str]], recipe: Recipe, nats: float, is_above: bool
+) -> None:
+    """There are six codes at most: ln 6 = 1.79; and more than one."""
+    system = rasterformer.load(finished[0])
+    learner = CodesLearner(system, open_recipe_images(recipe, "train"), open_recipe_images(recipe, "test"), say=quiet)
+    headline = learner.headline({"held_out_nats_per_code_upper_bound": nats, "images": 4})
+    verdict = "That is more than knowing nothing would cost: the model is not trained enough to say anything."
+    assert f"**{nats:.4f} nats per code**" in headline and (verdict in headline) is is_above
+
+
 def test_training_lowers_the_bound(finished: tuple[Path, list[str]]) -> None:
     (_, first), (_, last) = held_out(finished[0])
     assert last < first
@@ -216,6 +254,112 @@ def test_bytes_of_captions_are_learnt(finished: tuple[Path, list[str]], recipe: 
     name = "text_input.bytes.words.weight"
     moved = (system.model.get_parameter(name) - fresh.model.get_parameter(name)).abs().amax(1)
     assert bool(moved[ord("q")] > 0) and not moved[ord("Z")], "of the bytes that occur"
+
+
+@pytest.mark.parametrize("name", ["vq-diffusion-tiny", "vqgan-prior-tiny"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_missing_tokenizer_is_named_where_codes_are_dropped(
+    name: str, dry_run: bool, pictures: Path, tmp_path: Path
+) -> None:
+    fields = [("data.path", f'"{pictures}"'), ("data.image_size", str(SIDE)), ("model.drop_unused_codes", "true")]
+    encoder = [("text.encoder", "bytes"), ("text.dim", "8")]
+    bare = rasterformer.load_recipe(name, [*fields, *encoder])
+    with pytest.raises(ConfigError, match="model.tokenizer is missing: the run or model folder of a tokenizer"):
+        train_recipe(bare, tmp_path / "run", dry_run=dry_run, say=quiet)
+
+
+def test_a_dry_run_tokenizes_nothing_and_makes_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert train_recipe(recipe, tmp_path / "run", dry_run=True, say=said.append) is True
+    assert not (tmp_path / "run").exists() and not any("tokenizing" in line for line in said)
+    assert "codes that do not occur in the training images will be dropped; here all of them count" in said
+
+
+@pytest.mark.parametrize("codes", ["kept", "damaged"])
+def test_a_dry_run_of_a_resumption_leaves_the_run_as_it_is(
+    codes: str, stopped: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "run", list[str]()
+    shutil.copytree(stopped, folder)
+    if codes == "damaged":
+        (folder / "codes.safetensors").write_bytes(b"codes")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert train_recipe(recipe, folder, resume=True, dry_run=True, say=said.append) is True
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    used = newest(stopped).tensors["used_codes"]["used"]
+    assert not any("tokenizing" in line or "will be dropped" in line for line in said)
+    width, extra = 16, len(used) + 1  # the mask
+    shown = next(line for line in said if line.startswith("vq_diffusion, "))
+    whole = System.create(recipe, tokenizers=rasterformer.load(stopped).tokenizers, used_codes=used)
+    assert whole.model.get_parameter("token_embedding.weight").shape == (extra, width)
+    assert f"{sum(weight.numel() for weight in whole.model.parameters()):,} parameters" in shown
+
+
+def test_a_resumption_on_other_images_keeps_the_codes_of_the_run(tokenizer: Path, tmp_path: Path) -> None:
+    own = write_pictures(tmp_path / "own", count=12, side=SIDE, captions=True)
+    short = recipe_of(own, tokenizer, training__steps=2, training__eval_every=2, training__save_every=2)
+    assert train_recipe(short, tmp_path / "run", say=quiet) is True
+    kept = (tmp_path / "run" / "codes.safetensors").read_bytes()
+    (own / open_recipe_images(short, "train").names[0]).unlink()
+    with pytest.raises(CheckpointError, match="was trained on other images"):
+        train_recipe(short, tmp_path / "run", resume=True, say=quiet)
+    assert (tmp_path / "run" / "codes.safetensors").read_bytes() == kept
+
+
+def test_pictures_without_a_caption_are_counted(pictures: Path, tokenizer: Path, tmp_path: Path) -> None:
+    some, said = tmp_path / "some", list[str]()
+    shutil.copytree(pictures, some)
+    for k in (1, 2, 5, 6, 9):
+        (some / f"{k:02d}.txt").unlink()
+    recipe = recipe_of(some, tokenizer)
+    assert train_recipe(recipe, tmp_path / "run", dry_run=True, say=said.append) is True
+    missing = {}
+    for split in ("train", "test"):
+        images = open_recipe_images(recipe, "train" if split == "train" else "test")
+        missing[split] = sum(Path(name).stem in ("01", "02", "05", "06", "09") for name in images.names)
+        line = f"{split}: {missing[split]} of {len(images)} images have no caption"
+        assert (line in said) is (missing[split] > 0)
+    assert sum(missing.values()) == 5
+    said.clear()
+    assert train_recipe(recipe_of(pictures, tokenizer), tmp_path / "run", dry_run=True, say=said.append) is True
+    assert not any("no caption" in line for line in said)
+
+
+class Words(TextEncoder):
+    """In place of a folder's: six dimensions, at most 16 tokens."""
+
+    dim, fingerprint = 6, "words"
+
+    def encode(self, texts: Sequence[str], *, length: int = 64) -> tuple[Tensor, Tensor]:
+        check_texts(texts, length=length, most=16)
+        return torch.ones(len(texts), 2, 6), torch.ones(len(texts), 2, dtype=torch.bool)
+
+    def to(self, device: str | torch.device) -> None:
+        raise AssertionError("nothing is read")
+
+
+MISFITS = {
+    "dim": ({"text.dim": "8", "text.length": "16"}, r"text\.dim = 8, but the text encoder's states have 6"),
+    "length": ({"text.dim": "6", "text.length": "17"}, r"length = 17 must be 2\.\.16 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_text_encoder_that_does_not_fit_the_recipe_is_refused_before_any_work(
+    name: str, pictures: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields, message = MISFITS[name]
+    monkeypatch.setattr(FolderEncoder, "load", lambda folder: Words())
+    fields = {"text.encoder": "folder", "text.folder": "somewhere", **fields}
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=message):
+        train_recipe(recipe_of(pictures, tokenizer, **fields), tmp_path / "run", say=said.append)
+    assert not any("tokenizing" in line for line in said)
+    images = write_pictures(tmp_path / "images", count=12, side=32, captions=True)
+    more = [(f"prior.{field}", value) for field, value in fields.items()]
+    with pytest.raises(ConfigError, match=message):
+        train_pipeline(short_pipeline(tmp_path / "stages", images, *more), tmp_path / "stages", say=quiet)
+    assert not (tmp_path / "stages").exists()
 
 
 def test_a_run_is_not_resumed_without_its_captions(stopped: Path, pictures: Path, tokenizer: Path) -> None:
@@ -315,6 +459,26 @@ def test_the_pipeline_ends_with_samples_by_held_out_captions(tmp_path: Path) -> 
         record = read_png_metadata(folder / "samples" / f"{k:04d}.png")
         assert record is not None and (record["text"], record["image"]) == (caption, k)
     assert f"4 samples, by captions of held-out images: {folder / 'samples'}" in said[-1]
+    commands = [line for line in said if line.startswith("now:")]
+    assert len(commands) == 1 and f"sample {folder / 'prior'}" in commands[0], "the second stage begins by itself"
+
+
+def test_what_is_shown_for_the_large_pipeline_works_on_the_tiny_one_too(tmp_path: Path) -> None:
+    """An order needs masks only, and so many steps as many levels; captions that say left and right no mirrored picture."""
+    images = write_pictures(tmp_path / "images", count=12, side=32, captions=True)
+    pipeline = load_pipeline("vq-diffusion-pipeline-tiny")
+    assert pipeline is not None
+    stages = with_data(pipeline, str(images), tmp_path).stages
+    assert all(stage.data.flip_prob == 0.0 for stage in stages.values())
+    tokenizer = Tokenizer.create(stages["tokenizer"])
+    tokenizer.autoencoder.eval()
+    system = System.create(stages["prior"], tokenizers={"tokenizer": tokenizer})
+    system.model.eval()
+    drawn = [
+        system.sample(1, text="a red square", order=order, steps=25, guidance_scale=2.0, as_tensor=True)
+        for order in ("posterior", "confidence", "purity", "random")
+    ]
+    assert all(image.shape == (1, 3, 32, 32) for image in drawn) and len({str(image.tolist()) for image in drawn}) > 1
 
 
 def test_a_folder_without_captions_is_refused_before_the_first_stage(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_a_pipeline_with_a_task_shows_its_sheet_and_draws_nothing_from_nothing(
     assert not (folder / "samples").exists()
     sheet = said[-1].split("original: ")[1]
     assert Path(sheet).parent == folder / "prior" / "samples" and Path(sheet).is_file()
+    commands = [line for line in said if line.startswith("now:")]
+    assert len(commands) == 1 and str(folder / "prior") in commands[0], "other stages are followed by the next"
 
 
 def test_its_model_draws_along_the_edges_of_a_larger_picture(finished: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def complete(
     candidates: int = 1,
     guidance_scale: float = 1.0,
     text: str | None = None,
+    text_folder: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
     denoising: Denoising = Denoising(),  # noqa: B008  frozen
@@ -47,7 +48,8 @@ def complete(
             the image is known. For a model of pixels what is known must come first in its generation order; a model over
             codes takes any mask.
         n: completions of each image.
-        label: class of the images, for a model with classes.
+        label: class of the images, for a model with classes. Default: not said, where the model has learned that (trained with
+            model.drop_condition_prob), else one at random.
         temperature: below 1 draws more probable images, 1 draws from the model itself.
         top_k: draw each value from the k most probable ones only.
         top_p: draw each value from the smallest set with this probability only.
@@ -60,7 +62,9 @@ def complete(
             chosen by how well what is known after it fits. (A diffusion model sees all that is known.)
         guidance_scale: above 1 the class or text counts more; for models over codes trained with
             model.drop_condition_prob.
-        text: what to draw, for models trained with captions.
+        text: what to draw, for models trained with captions. Default: not said, where the model has learned that; '' is an empty
+            caption.
+        text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
         denoising: options of diffusion models.
@@ -78,21 +82,26 @@ def complete(
         raise ConfigError("no image was given. Give at least one file: rasterformer complete MODEL IMAGE...")
     if n < 1 or scale < 1:
         raise ConfigError(f"-n {n} and --scale {scale} must be at least 1.")
-    system = load(model)
+    system = load(model, text_folder=text_folder)
     originals = system.to_tensor([decode_file(path).image for path in images])
     size = system.image_size
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
     if dry_run:
         count = len(images) * n * candidates
         plan = system.plan_sampling(
-            count, batch_size=batch_size, precision=precision, parallel=parallel, guidance_scale=guidance_scale
+            count,
+            batch_size=batch_size,
+            precision=precision,
+            parallel=parallel,
+            guidance_scale=guidance_scale,
+            **asdict(denoising),
         )
         print(plan)
         return 0
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
     if system.tokenizer is not None:
         options |= {"candidates": candidates, "guidance_scale": guidance_scale, "text": text}
-    if system.likelihood_bound == "upper":
+    if system.is_diffusion:
         options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "completion",

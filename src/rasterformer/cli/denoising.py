@@ -14,8 +14,8 @@ class Denoising:
     """Options of diffusion models over codes.
 
     Args:
-        steps: of a diffusion model: passes of the network; fewer are faster. Default: one for each level of noise of its
-            training.
+        steps: of a diffusion model: at most one pass of the network each; fewer are faster. Default: one for each level of
+            noise of its training.
         order: of a diffusion model: which codes a step decides: each by itself (posterior), or a planned number of them, anywhere
             (random), where the network is sure (purity), or those it is surest of (confidence).
         purity_weight: of a diffusion model: sharpen what the network is sure of, 0 is off.

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from rasterformer.errors import ConfigError
 
-if TYPE_CHECKING:
-    from rasterformer.system import System
-
-LEVELS = 20  # of noise, for a bound
 TABLE_WIDTH = 120  # what ten columns of figures need; a narrower terminal wraps lines instead of cutting figures
 
 
@@ -36,6 +32,7 @@ def evaluate(
     seed: int = 0,
     frechet: bool = True,
     html: Path | None = None,
+    text_folder: Path | None = None,
 ) -> None:
     """Measure a model on held-out images: bits/dim with an interval.
 
@@ -60,6 +57,7 @@ def evaluate(
         seed: with --task: another seed, other samples.
         frechet: with --task: also a Fréchet distance on features of a network (FD-EffLite0).
         html: with --task: write a page with figures and pictures into this file.
+        text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
     """
     from rich.console import Console
 
@@ -76,7 +74,7 @@ def evaluate(
     from rasterformer.recipe_images import open_recipe_images
     from rasterformer.tasks import task_name
 
-    system = load(model)
+    system = load(model, text_folder=text_folder)
     recipe = system.recipe
     trained = None if recipe.task is None else task_name(recipe.task)
     if task is not None and task != trained:
@@ -87,7 +85,7 @@ def evaluate(
         )
     if task is None and html is not None:
         raise ConfigError("--html shows samples of a task: give --task too.")
-    levels = _levels(system, levels)
+    levels = system.levels(levels)
     if images < 2 or n < 1:
         raise ConfigError(f"--images {images} must be at least 2 and -n {n} at least 1.")
     if task is not None:  # what is missing is to be said now, not after an hour
@@ -115,9 +113,7 @@ def evaluate(
                 levels=levels,
                 used=system.codec.used,
                 with_source=lambda b, first: system.with_source(b, first=first, purpose="held-out source", seed=0),
-                with_text=(lambda cond, texts: system.with_text(cond, texts, len(texts)))
-                if system.takes_text
-                else None,
+                with_text=system.with_captions if system.takes_text else None,
                 limit=limit,
                 batch_size=batch_size,
                 on_progress=on_progress,
@@ -164,20 +160,6 @@ def evaluate(
             write_page(html, f"{model}: {trained}", judged.html_sections(), summary=f"on {held_out.name}, {split}")
             print(f"{html} written")
     _write_json(json, content)
-
-
-def _levels(system: System, asked: int | None) -> int | None:
-    """Levels of noise to draw for each image; None: the likelihood is exact."""
-    from rasterformer.diffusion.denoiser import CodeDenoiser
-
-    if not isinstance(system.model, CodeDenoiser):
-        if asked is not None:
-            raise ConfigError(f"--levels {asked}: this model's likelihood is exact and draws no noise. Leave it out.")
-        return None
-    num_steps = system.model.process.num_steps
-    if asked is not None and not 1 <= asked <= num_steps:
-        raise ConfigError(f"--levels {asked} must lie in 1..{num_steps}, the model's levels of noise.")
-    return min(LEVELS, num_steps) if asked is None else asked
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from rasterformer.cli.denoising import Denoising
+from rasterformer.cli.missing import Missing
 from rasterformer.errors import ConfigError, DataError, ShapeError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Drawing:
         temperature: below 1 draws more probable images, 1 draws from the model itself.
         top_k: draw each value from the k most probable ones only.
         top_p: draw each value from the smallest set with this probability only.
-        label: class to draw, by name or index, for a model with classes. Default: one at random for each picture.
+        label: class to draw, by name or index, for a model with classes. Default: not said, where the model has learned that
+            (trained with model.drop_condition_prob and without a task), else one at random for each picture.
         seed: another seed, other results.
         out: folder for the results and sheet.png.
         beside: put each result beside its picture instead, under a name that says what it is.
@@ -45,7 +47,9 @@ class Drawing:
         guidance_scale: above 1 the condition counts more; for models over codes trained with model.drop_condition_prob.
         window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; more is
             faster. Default: 1, the paper's rule; of a diffusion model half a window.
-        text: what to draw, for models trained with captions.
+        text: what to draw, for models trained with captions. Default: not said, where the model has learned that; '' is an empty
+            caption.
+        text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
         crop: models over codes need sides that are multiples of a few pixels: cut pictures, centred, to fit.
     """
 
@@ -66,10 +70,8 @@ class Drawing:
     guidance_scale: float = 1.0
     window_stride: int | None = None
     text: str | None = None
+    text_folder: Path | None = None
     crop: Annotated[bool, Parameter(negative="")] = False
-
-
-MakeMasks = Callable[["list[Tensor]"], "list[Tensor]"]
 
 
 def draw_from_images(
@@ -78,10 +80,9 @@ def draw_from_images(
     model: Path,
     images: Sequence[str],
     drawing: Drawing,
-    make_masks: MakeMasks | None = None,
     *,
     denoising: Denoising = Denoising(),  # noqa: B008  frozen
-    extend: tuple[int, int, int, int] | None = None,
+    missing: Missing | None = None,
     strength: float | None = None,
 ) -> int:
     """Reads the pictures, draws, and writes as it goes; returns the exit code.
@@ -92,9 +93,8 @@ def draw_from_images(
         model: run, model folder or checkpoint.
         images: files, folders and patterns.
         drawing: the options.
-        make_masks: from the pictures uint8 [3, h, w] to their masks of known pixels. None: the task has none.
         denoising: options of diffusion models.
-        extend: pixels, above, right, below and left, by which pictures go on; they are what is not known.
+        missing: what is to be drawn of the pictures. None: the task or --original says it.
         strength: of `vary`. None: for the other commands.
 
     Raises:
@@ -118,8 +118,8 @@ def draw_from_images(
         raise ConfigError(f"-n {drawing.n} and --scale {drawing.scale} must be at least 1.")
     if strength is not None:
         _refuse_of_vary(drawing)
-    system = load(model)
-    if strength is not None and system.likelihood_bound == "exact":
+    system = load(model, text_folder=drawing.text_folder)
+    if strength is not None and not system.is_diffusion:
         raise ConfigError(f"vary undoes noise, which only a diffusion model does, and {model} is none.")
     trained = None if system.task is None else task_name(system.task)
     if trained is None or (task is not None and trained != task):
@@ -138,6 +138,7 @@ def draw_from_images(
     assert system.task is not None, "refused above"
     labels = isinstance(system.task, Paired) and system.task.source_reduction == "nearest"
     pictures = [_read(path, "labels" if labels else "colours") for path in files]
+    extend = None if missing is None else missing.extend
     top, right, bottom, left = extend or (0, 0, 0, 0)
     side = system.source_shape.size if system.source_shape is not None else 1
     for path, picture in zip(files, pictures, strict=True):
@@ -145,22 +146,23 @@ def draw_from_images(
         if not drawing.original and min(height, width) < side:
             whole = "source is" if extend is None else "with --extend it is"
             raise ShapeError(f"{path}: {whole} {width}x{height} pixels; this model needs at least {side}x{side}.")
+    known: list[Tensor] | None = None
+    if missing is not None and not drawing.original:
+        known = [missing.known(picture.shape[1], picture.shape[2]) for picture in pictures]
     if strength is not None:
         pictures = list(system.to_tensor(to_pil_list(pictures)))
     elif system.tokenizer is not None and not drawing.original:
-        pictures = [
-            _fitting(path, picture, source_multiple(system), more=(top + bottom, left + right), crop=drawing.crop)
+        more, multiple = (top + bottom, left + right), source_multiple(system)
+        parts = [
+            _part_that_fits(path, picture, multiple, more=more, crop=drawing.crop)
             for path, picture in zip(files, pictures, strict=True)
         ]
+        pictures = [picture[:, *part] for picture, part in zip(pictures, parts, strict=True)]
+        if known is not None:
+            known = [mask[part] for mask, part in zip(known, parts, strict=True)]
     if extend is not None:
-        pictures = [F.pad(picture, (left, right, top, bottom)) for picture in pictures]
-
-        def make_masks(pictures: list[Tensor]) -> list[Tensor]:
-            inside = [
-                torch.ones(p.shape[1] - top - bottom, p.shape[2] - left - right, dtype=torch.bool) for p in pictures
-            ]
-            return [F.pad(known, (left, right, top, bottom)) for known in inside]
-
+        assert known is not None, "--extend and --original are not given together"
+        pictures, known = ([F.pad(part, (left, right, top, bottom)) for part in parts] for parts in (pictures, known))
     originals: Tensor | None = None
     if drawing.original:
         if trained == "paired":
@@ -169,8 +171,9 @@ def draw_from_images(
             )
         originals = system.to_tensor(to_pil_list(pictures))
         batch = Batch(originals)
-        if make_masks is not None:
-            batch = Batch(originals, masked_source(originals, torch.stack(make_masks(list(originals)))))
+        if missing is not None:
+            masks = [missing.known(system.image_size, system.image_size)] * len(originals)
+            batch = Batch(originals, masked_source(originals, torch.stack(masks)))
         if batch.cond.source is None and system.recipe.task is None:
             raise ConfigError(
                 "this model fills in any mask, and draws none for --original. Use restore with --mask or --rectangle."
@@ -182,8 +185,6 @@ def draw_from_images(
         else:
             pictures = list(originals)
         known = None if cond.known is None else list(cond.known)
-    else:
-        known = None if make_masks is None else make_masks(pictures)
     about = {
         "kind": command,
         "model": str(model),
@@ -195,13 +196,17 @@ def draw_from_images(
         "seed": drawing.seed,
         "precision": drawing.precision,
     }
+    if strength is None:
+        about |= {name: getattr(drawing, name) for name in ("original", "tile", "overlap", "crop")}
+    if missing is not None:
+        about |= missing.record()
     if system.tokenizer is not None:
         about |= {
             "guidance_scale": drawing.guidance_scale,
             "window_stride": drawing.window_stride,
             "text": drawing.text,
         }
-    if system.likelihood_bound == "upper":
+    if system.is_diffusion:
         about |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     if strength is not None:
         about |= {"strength": strength}
@@ -210,7 +215,9 @@ def draw_from_images(
 
     def keep(which: int, results: Tensor) -> None:
         for k, result in enumerate(results):
-            write_png(places[which][k], result, metadata={**about, "image": files[which].name, "result": k})
+            write_png(
+                places[which][k], result, metadata={**about, "image": files[which].name, "number": which, "result": k}
+            )
         done[which] = results
 
     stopped = False
@@ -291,20 +298,20 @@ def _refuse_of_vary(drawing: Drawing) -> None:
             raise ConfigError(f"{flag} is not for vary, which fits pictures to the model's size. Leave it out.")
 
 
-def _fitting(path: Path, picture: Tensor, multiple: int, *, more: tuple[int, int], crop: bool) -> Tensor:
-    """The picture uint8 [3, h, w] or its centre: its sides, with `more` pixels beside them, must be multiples."""
+def _part_that_fits(
+    path: Path, picture: Tensor, multiple: int, *, more: tuple[int, int], crop: bool
+) -> tuple[slice, slice]:
+    """Rows and columns of a picture uint8 [3, h, w], all or its centre: with `more` pixels beside them they must be multiples."""
     height, width = picture.shape[1:]
     rows, cols = height - (height + more[0]) % multiple, width - (width + more[1]) % multiple
-    if (rows, cols) == (height, width):
-        return picture
-    if not crop:
+    if (rows, cols) != (height, width) and not crop:
         extended = f", {width + more[1]}x{height + more[0]} with --extend" if any(more) else ""
         raise ShapeError(
             f"{path} is {width}x{height} pixels{extended}; this model takes multiples of {multiple}. With --crop it is cut to "
             f"{cols}x{rows}."
         )
     top, left = (height - rows) // 2, (width - cols) // 2
-    return picture[:, top : top + rows, left : left + cols]
+    return slice(top, top + rows), slice(left, left + cols)
 
 
 def find_pictures(images: Sequence[str]) -> list[Path]:

@@ -65,6 +65,8 @@ def _parts(path: Path) -> list[Path]:
             if manifest.parent.suffix not in (".tmp", ".old")
         }
     )
+    if not found and (folder / "prior").is_dir():
+        raise CheckpointError(f"{path} is a pipeline's folder. Its model is {path / 'prior'}.")
     if not found:
         raise CheckpointError(f"{path} is no model folder, run or checkpoint: no {MANIFEST} in it or below it.")
     return found

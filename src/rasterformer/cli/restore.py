@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from rasterformer.cli.denoising import Denoising
 from rasterformer.cli.from_images import Drawing, draw_from_images
+from rasterformer.cli.missing import Missing
 from rasterformer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def restore(
@@ -32,8 +30,9 @@ def restore(
     Args:
         model: run, model folder or checkpoint, of the task inpaint or of a diffusion model over codes.
         images: files, folders or patterns; the pictures, at least of the model's size.
-        mask: a picture of the same size: white where something is to be drawn, black where it stays.
-        rectangle: top, left, height and width of what is to be drawn, pixels.
+        mask: a picture of the same size: white where something is to be drawn, black where it stays; grey from 128 up counts as
+            white. A model over codes sees of the picture only the codes (such as 4x4 pixels) that are black as a whole.
+        rectangle: top, left, height and width of what is to be drawn, pixels of the picture before --crop.
         extend: top, right, bottom and left: the picture goes on by so many pixels on each side (out-painting).
         drawing: how results are drawn and where they go.
         denoising: options of diffusion models.
@@ -45,41 +44,11 @@ def restore(
             raise ConfigError("--extend makes pictures larger, --original reduces them: give one of them.")
         if min(extend) < 0 or not any(extend):
             raise ConfigError(f"--extend {' '.join(map(str, extend))} must be pixels, 0 or more and not all 0.")
-        return draw_from_images("restore", "inpaint", model, images, drawing, denoising=denoising, extend=extend)
-    if mask is None and rectangle is None:
+    elif mask is None and rectangle is None:
         if not drawing.original:
             raise ConfigError(
                 "what is missing? Give --mask FILE, --rectangle TOP LEFT HEIGHT WIDTH, or --extend TOP RIGHT BOTTOM LEFT."
             )
         return draw_from_images("restore", "inpaint", model, images, drawing, denoising=denoising)
-
-    def make_masks(pictures: list[Tensor]) -> list[Tensor]:
-        return [_known(mask, rectangle, picture.shape[1], picture.shape[2]) for picture in pictures]
-
-    return draw_from_images("restore", "inpaint", model, images, drawing, make_masks, denoising=denoising)
-
-
-def _known(mask: Path | None, rectangle: tuple[int, int, int, int] | None, height: int, width: int) -> Tensor:
-    """bool [height, width], True where the picture stays as it is."""
-    import torch
-
-    from rasterformer.conditioning.masks import rectangle_mask
-    from rasterformer.data.decode import decode_file
-    from rasterformer.errors import DataError
-
-    if rectangle is not None:
-        return rectangle_mask(height, width, *rectangle)
-    assert mask is not None, "one of the two was given"
-    try:
-        image = decode_file(mask).image.convert("L")
-    except DataError as error:
-        raise DataError(f"--mask {mask}: {error}") from error
-    if image.size != (width, height):
-        raise ConfigError(
-            f"--mask {mask} is {image.width}x{image.height} pixels, but a picture is {width}x{height}. Make them of one size."
-        )
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width)
-    known: Tensor = values < 128
-    if bool(known.all()):
-        raise ConfigError(f"--mask {mask} has no white pixel: nothing is to be drawn. White marks what is missing.")
-    return known
+    missing = Missing(mask, rectangle, extend)
+    return draw_from_images("restore", "inpaint", model, images, drawing, denoising=denoising, missing=missing)

@@ -34,6 +34,7 @@ def sample(
     guidance_scale: float = 1.0,
     window_stride: int | None = None,
     text: str | None = None,
+    text_folder: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scale: int = 4,
     denoising: Denoising = Denoising(),  # noqa: B008  frozen
@@ -63,7 +64,9 @@ def sample(
             model.drop_condition_prob.
         window_stride: with --size, the window moves on by so many codes; more is faster. Default: 1, the paper's rule; of a
             diffusion model half a window.
-        text: what to draw, for models trained with captions.
+        text: what to draw, for models trained with captions. Default: not said, where the model has learned that (trained with
+            model.drop_condition_prob); '' is an empty caption.
+        text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
         dry_run: say how much memory it takes, and draw nothing.
         scale: magnification in the grid.
         denoising: options of diffusion models.
@@ -80,7 +83,7 @@ def sample(
     if n < 1 or scale < 1 or first < 0:
         raise ConfigError(f"-n {n} and --scale {scale} must be at least 1, --first {first} at least 0.")
     pixels = None if size is None else parse_size(size)
-    system = load(model)
+    system = load(model, text_folder=text_folder)
     if dry_run:
         print(
             system.plan_sampling(
@@ -90,6 +93,8 @@ def sample(
                 parallel=parallel,
                 size=pixels,
                 guidance_scale=guidance_scale,
+                window_stride=window_stride,
+                **asdict(denoising),
             )
         )
         return 0
@@ -104,7 +109,7 @@ def sample(
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
     if system.tokenizer is not None:
         options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text, "size": size}
-    if system.likelihood_bound == "upper":
+    if system.is_diffusion:
         options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "sample",

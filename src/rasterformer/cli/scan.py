@@ -23,7 +23,8 @@ def scan(path: str, *, json: Path | None = None) -> None:
         json: write the whole report, every file name included, into this file.
 
     Raises:
-        DataError: nothing is at `path`, it is in no layout that can be read, or the JSON file cannot be written.
+        DataError: nothing is at `path`, it is in no layout that can be read, no image can be used, or the JSON file cannot be
+            written.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -44,6 +45,9 @@ def scan(path: str, *, json: Path | None = None) -> None:
                 f"--json {json}: cannot be written ({error.strerror}). Give a file in a folder that exists."
             ) from error
         print(f"{printable(str(json))} written.")
+    if report.smallest_side is None:
+        first = f" (the first: {printable(': '.join(report.skipped[0]))})" if report.skipped else ""
+        raise DataError(f"{printable(path)}: no image can be used{first}. Give a folder that holds some.")
 
 
 def _print(report: ScanReport, console: Console) -> None:
@@ -61,6 +65,7 @@ def _print(report: ScanReport, console: Console) -> None:
     _table(console, "split", report.splits)
     others = {
         "images with a caption": report.captions,
+        "captions (.txt) that are empty": report.empty_captions,
         "groups of equal images": len(report.duplicates),
         "empty files": len(report.zero_bytes),
         "files that are no images": len(report.other_files),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rasterformer.cli.denoising import Denoising
 from rasterformer.cli.from_images import Drawing, draw_from_images
+from rasterformer.errors import ConfigError
 
 
 def vary(
@@ -25,4 +26,6 @@ def vary(
             other commands.)
         denoising: options of diffusion models.
     """
+    if not 0.0 < strength <= 1.0:
+        raise ConfigError(f"--strength {strength} must lie above 0 and not above 1.")
     return draw_from_images("vary", None, model, images, drawing, denoising=denoising, strength=strength)

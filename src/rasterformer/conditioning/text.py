@@ -88,8 +88,13 @@ class MiniLMEncoder(TextEncoder):
         """Returns states float32 [B, S, 384] and known bool [B, S]; see `TextEncoder`."""
         check_texts(texts, length=length, most=MAX_LENGTH)
         tokens, known = padded([[FIRST, *self._words(text)[: length - 2], LAST] for text in texts], 0)
-        states = self._network(tokens, known)
+        device = self._network.words.weight.device
+        states = self._network(tokens.to(device), known.to(device)).cpu()
         return states.masked_fill(~known[..., None], 0.0), known
+
+    def to(self, device: str | torch.device) -> None:
+        """Moves the network."""
+        self._network.to(device)
 
     def _words(self, text: str) -> list[int]:
         """The tokens of a text; one text at a time: the package computes several in threads of its own."""
@@ -107,3 +112,6 @@ class ByteTokens(TextEncoder):
         check_texts(texts, length=length)
         cut = [text.encode()[: length - 2].decode(errors="ignore").encode() for text in texts]
         return padded([[START, *row, END] for row in cut], PADDING)
+
+    def to(self, device: str | torch.device) -> None:
+        """Does nothing: there is no network."""

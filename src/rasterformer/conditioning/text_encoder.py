@@ -41,6 +41,10 @@ class TextEncoder(ABC):
             DataError: a text has a character that Unicode does not allow in texts.
         """
 
+    @abstractmethod
+    def to(self, device: str | torch.device) -> None:
+        """Moves what computes; what `encode` returns is on the CPU all the same."""
+
 
 def check_texts(texts: Sequence[str], *, length: int, most: int | None = None) -> None:
     """Checks the arguments of `encode`; `most` is the largest length. None: there is no limit.
@@ -61,6 +65,16 @@ def check_texts(texts: Sequence[str], *, length: int, most: int | None = None) -
                 f"the text {text!r} has at character {error.start + 1} half of a surrogate pair, which is no text. "
                 "Give it as UTF-8."
             ) from error
+
+
+def check_dim(encoder: TextEncoder, dim: int) -> None:
+    """Refuses an encoder whose states have other dimensions than `text.dim`, which a network was built for.
+
+    Raises:
+        ConfigError: they differ. One that gives tokens has none, and fits.
+    """
+    if encoder.dim not in (None, dim):
+        raise ConfigError(f"text.dim = {dim}, but the text encoder's states have {encoder.dim}: set it to that.")
 
 
 def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:

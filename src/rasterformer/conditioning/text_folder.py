@@ -91,8 +91,14 @@ class FolderEncoder(TextEncoder):
         padding = self._tokenizer.pad_token_id or 0
         rows = [self._tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
         tokens, known = padded([row or [padding] for row in rows], padding)
-        states = self._network(input_ids=tokens, attention_mask=known.long()).last_hidden_state
+        device = self._network.device
+        given = {"input_ids": tokens.to(device), "attention_mask": known.long().to(device)}
+        states = self._network(**given).last_hidden_state.cpu()
         return states.masked_fill(~known[..., None], 0.0), known
+
+    def to(self, device: str | torch.device) -> None:
+        """Moves the network."""
+        self._network.to(device)
 
 
 def _architecture(place: Path) -> str:
@@ -100,7 +106,7 @@ def _architecture(place: Path) -> str:
     if not place.is_dir():
         raise DataError(
             f"text.folder = {str(place)!r}: there is no such folder. Give one that transformers has saved; of a "
-            "trained model: rasterformer.load(..., text_folder=...)."
+            "trained model: --text-folder, or rasterformer.load(..., text_folder=...)."
         )
     try:
         kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")

@@ -215,7 +215,7 @@ def assemble(
         replace(
             item,
             label=index_of[part.labels[k]] if has_labels and part.labels else None,
-            caption=part.captions[k] if part.captions else None,
+            caption=(part.captions[k] or None) if part.captions else None,
         )
         for part, part_items in zip(annotations, parts, strict=True)
         for k, item in enumerate(part_items)

@@ -36,10 +36,12 @@ def folder_source(root: Path) -> Source:
     Hidden files and folders are passed over, and so are symbolic links that leave the folder.
 
     Raises:
-        DataError: a metadata file is damaged.
+        DataError: a metadata file is damaged, or all of them are empty.
     """
     found = _walk(root)
     notes, listed_in = _notes(root, found)
+    if listed_in and not notes:
+        raise DataError(f"{listed_in} lists no image. Give each image a line with its file_name, or remove the file.")
     names = sorted(found.images)
     if listed_in:
         for name in names:

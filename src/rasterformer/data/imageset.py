@@ -33,6 +33,7 @@ class ImageSet:
         pixels: uint8 [N, 3, S, S], or a function that decodes image k to uint8 [3, S, S].
         names: of the images, one each.
         sources: the partner of each image, for paired tasks. None: no second folder.
+        empty_captions: how many images have a .txt for their caption that is empty.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageSet:
     pixels: Tensor | Callable[[int], Tensor]
     names: tuple[str, ...]
     sources: ImageSet | None = None
+    empty_captions: int = 0
 
     def __len__(self) -> int:
         return self.num_images
@@ -120,9 +122,14 @@ class ImageSet:
             DataError: no image has one.
         """
         if self.captions is None:
+            empty, way_out = self.empty_captions, "or a `text` into metadata.jsonl; or leave the section out."
             raise DataError(
-                f"the recipe has a section text, but {self.name!r}, {self.split}, has no captions. Put a .txt file beside each "
-                "image, or a `text` into metadata.jsonl; or leave the section out."
+                f"the recipe has a section text, but {self.name!r}, {self.split}, has no captions"
+                + (
+                    f": its .txt files, {empty:,}, are all empty. Write a caption into each, {way_out}"
+                    if empty
+                    else f". Put a .txt file beside each image, {way_out}"
+                )
             )
         return [self.captions[k] for k in index.tolist()]
 

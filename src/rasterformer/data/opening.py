@@ -98,6 +98,7 @@ def open_images(
         num_images=len(kept),
         pixels=torch.from_numpy(prepared.pixels) if prepared.pixels is not None else _decoder(kept, load),
         names=tuple(item.name for item in kept),
+        empty_captions=sum(item.caption == "" for item in kept),
     )
 
 

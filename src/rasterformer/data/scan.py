@@ -32,6 +32,7 @@ class ScanReport:
         duplicates: groups of names whose decoded pixels are equal.
         zero_bytes: names of empty files.
         captions: number of images that have one.
+        empty_captions: number of images whose caption should be in a .txt that is empty.
         other_files: names of files that are no images.
         actions: what will be done, one sentence each.
     """
@@ -53,6 +54,7 @@ class ScanReport:
     duplicates: tuple[tuple[str, ...], ...]
     zero_bytes: tuple[str, ...]
     captions: int
+    empty_captions: int
     other_files: tuple[str, ...]
     actions: tuple[str, ...]
 
@@ -98,6 +100,7 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
     repairs = Counter(repair for _, seen in usable for repair in seen.repairs)
     repaired = sum(bool(seen.repairs) for _, seen in usable)
     smallest = min((min(seen.size) for _, seen in usable), default=None)
+    captions, empty = (sum(bool(item.caption) for item, _ in usable), sum(item.caption == "" for item, _ in usable))
     labels = Counter(item.label for item, _ in usable if item.label is not None)
     splits = Counter[str](item.split or "neither" for item, _ in usable) if source.split_origin else {}
     return ScanReport(
@@ -117,7 +120,8 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
         split_origin=source.split_origin,
         duplicates=duplicates,
         zero_bytes=tuple(name for name, reason in skipped if "(0 bytes)" in reason),
-        captions=sum(bool(item.caption) for item, _ in usable),
+        captions=captions,
+        empty_captions=empty,
         other_files=source.other_files,
         actions=tuple(
             _actions(
@@ -128,6 +132,8 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
                 num_copies=len(usable) - len(by_content),
                 num_leaked=leaked,
                 num_classes=len(source.class_names),
+                num_captions=captions,
+                num_empty=empty,
                 split_origin=source.split_origin,
             )
         ),
@@ -152,6 +158,8 @@ def _actions(
     num_copies: int,
     num_leaked: int,
     num_classes: int,
+    num_captions: int,
+    num_empty: int,
     split_origin: str | None,
 ) -> list[str]:
     if smallest is None:
@@ -175,6 +183,15 @@ def _actions(
             actions.append(f"{copies}; none lies in train and in test.")
     if num_classes:
         actions.append(f"{num_classes} classes are there: data.use_labels = true conditions on them.")
+    if 0 < num_captions < usable:
+        actions.append(
+            f"{usable - num_captions} of {usable} pictures have no caption: they are trained as pictures whose caption is hidden."
+        )
+    if num_empty:
+        actions.append(
+            f"{num_empty} .txt files are empty"
+            + ("." if num_captions else ", and there is no other caption: text to image cannot be trained.")
+        )
     actions.append(
         f"Held-out images come from {split_origin}."
         if split_origin

@@ -23,7 +23,7 @@ class Item:
         load: decodes it, in colours or as a label map; raises DataError where it is broken.
         identity: name and size of a file, or a digest of the pixels; goes into the fingerprint.
         label: index into `Source.class_names`. None: no classes.
-        caption: None: none.
+        caption: "" where there is a .txt for it that is empty. None: none.
         split: the set's own. None: the set has none, or the image is in neither part.
         lossless: False where the file is JPEG. None: not known before decoding.
     """

@@ -32,8 +32,8 @@ def levels_of(num_steps: int, steps: int) -> list[int]:
 def predict(model: CodeDenoiser, x_t: Tensor, t: Tensor, cond: Cond, options: DiffusionOptions) -> Tensor:
     """Returns log p(x_0 | x_t) [B, L, K] under guidance, temperature and truncation.
 
-    Codes that truncation drops are -inf, and the others stay as they were: neither the posterior nor a race minds the sum, and
-    purity and confidence are then the network's own.
+    Codes that truncation drops are -inf, and the others stay as they were: neither the posterior nor a race minds the sum.
+    Purity and confidence are thus probabilities under guidance and temperature, before truncation.
 
     Args:
         model: one pass of B images, of 2 B with guidance.
@@ -72,7 +72,7 @@ def draw_codes(
     """Draws the codes of images, keeping what is known.
 
     Args:
-        model: one pass of `forward` per step.
+        model: at most one pass of `forward` per step: images in which a step decides nothing are left out of it.
         cond: of every image of the batch.
         batch_size: B.
         options: `DiffusionOptions`, or plain ones for their defaults. Steps are from level T to 0.
@@ -169,36 +169,47 @@ class _Part:
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
         return predict(self.model, x_t, t, self.cond, self.options)
 
+    def sharpened(self, x_t: Tensor, level: int) -> Tensor:
+        """log p(x_0 | x_t) [b, L, K] at a level of the reverse chain, sharpened."""
+        return sharpen(self.predict(x_t, self.told(x_t, self.levels(level))), self.options.purity_weight)
+
 
 def _posterior(part: _Part, x_t: Tensor, level: int, on_step: Callable[[float], None]) -> Tensor:
     """x_t -> x_s ~ sum over x_0 of q(x_s | x_t, x_0) p(x_0 | x_t), from level to level, each code by itself."""
     process, options = part.model.process, part.options
     below = [s for s in levels_of(process.num_steps, options.steps or process.num_steps) if s < level]
     for k, s in enumerate(below):
-        t = part.levels(level)
-        log_x0 = sharpen(part.predict(x_t, part.told(x_t, t)), options.purity_weight)
         if process.replaces:
-            x_t = part.keep(race(process.posterior(log_x0, x_t, t, part.levels(s)).exp(), part.clocks()))
+            log_x0 = part.sharpened(x_t, level)
+            p_s = process.posterior(log_x0, x_t, part.levels(level), part.levels(s)).exp()
+            x_t = part.keep(race(p_s, part.clocks()))
         else:
-            x_t = _unmasked(part, x_t, log_x0, stays_masked=float(process.mask[s] / process.mask[level]))
+            x_t = _unmasked(part, x_t, level, s)
         level = s
         on_step((k + 1) / len(below))
     return x_t
 
 
-def _unmasked(part: _Part, x_t: Tensor, log_x0: Tensor, *, stays_masked: float) -> Tensor:
-    """The same draw where nothing is ever replaced: a mask stays one with the same probability everywhere, whatever the prediction.
+def _unmasked(part: _Part, x_t: Tensor, level: int, s: int) -> Tensor:
+    """The same draw where nothing is ever replaced: a mask stays one with the same probability everywhere, whatever is predicted.
 
-    What it becomes otherwise is a draw of p(x_0 | x_t), for which only the codes that are revealed need noise.
+    So it is drawn first which masks are revealed. What they become is a draw of p(x_0 | x_t): only they need noise, and only
+    images that have some need the network.
     """
-    length, num_codes = part.x.shape[1], part.model.process.num_codes
+    process, length = part.model.process, part.x.shape[1]
     fate = torch.stack([torch.rand(length, dtype=torch.float64, generator=generator) for generator in part.rng])
-    revealed = (x_t == part.model.process.mask_index) & (fate.to(x_t.device) >= stays_masked)  # [b, L]
-    counts = revealed.sum(1).tolist()
+    stays_masked = float(process.mask[s] / process.mask[level])
+    revealed = (x_t == process.mask_index) & (fate.to(x_t.device) >= stays_masked)  # [b, L]
+    index = revealed.any(1).nonzero()[:, 0].cpu()
+    if not len(index):
+        return x_t
+    some, x, now = part.rows(index), x_t[index], revealed[index]
+    counts = now.sum(1).tolist()
     clocks = [
-        exponential([one], (count, num_codes), x_t.device)[0] for one, count in zip(part.rng, counts, strict=True)
+        exponential([one], (count, process.num_codes), x.device)[0] for one, count in zip(some.rng, counts, strict=True)
     ]
-    return x_t.masked_scatter(revealed, race(log_x0[revealed].exp(), torch.cat(clocks)))
+    drawn = race(some.sharpened(x, level)[now].exp(), torch.cat(clocks))
+    return x_t.index_copy(0, index.to(x_t.device), x.masked_scatter(now, drawn))
 
 
 def _reveal(part: _Part, x_t: Tensor, level: int, on_step: Callable[[float], None]) -> Tensor:

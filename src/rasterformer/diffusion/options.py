@@ -22,8 +22,9 @@ class DiffusionOptions(SampleOptions):
     and 1 keep all codes.
 
     Args:
-        steps: passes of the network. None: as many as the process has levels, T. `posterior` takes 1..T of them. The other
-            orders take any number and never more passes than there are masked codes.
+        steps: of the way from noise to codes, at most one pass of the network each. None: as many as the process has levels, T.
+            `posterior` takes 1..T of them, and makes no pass where a step decides nothing. The other orders take any number
+            from 1 up: where there are more steps than masked codes, each decides one until none is left.
         order: which codes a step decides.
             `posterior`: each by itself, as the reverse chain of the process says; exact for any number of steps.
             `random`: a planned number of masked codes, anywhere. A process of nothing but masks only, as the next two.

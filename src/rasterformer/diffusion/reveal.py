@@ -23,15 +23,16 @@ def masked_after(process: DiscreteProcess, masked: Tensor, unknown: Tensor, *, s
         process: its mask fractions cbar are followed.
         masked: int64 [B], of them that are masked at `level`.
         unknown: int64 [B], codes of each image that are not known.
-        steps: from level T to 0, at least 1; may be more than T.
+        steps: from level T to 0, at least 1; may be more than T, and more than there are masks.
         level: where the images are, 0..T.
     """
-    plan = [masked]
-    for k in range(1, steps + 1):
-        end = process.num_steps * (steps - k) / steps
-        if end < level and plan[-1].any():
-            share = torch.lerp(process.mask[int(end)], process.mask[int(end) + 1], end - int(end)).item()
-            plan.append(torch.minimum((unknown.double() * share).round().long(), plan[-1] - 1).clamp(min=0))
+    plan, top = [masked], process.num_steps
+    for k in range(steps * (top - level) // top + 1, steps + 1):  # the first ends below the level
+        if not plan[-1].any():
+            break
+        end = top * (steps - k) / steps
+        share = torch.lerp(process.mask[int(end)], process.mask[int(end) + 1], end - int(end)).item()
+        plan.append(torch.minimum((unknown.double() * share).round().long(), plan[-1] - 1).clamp(min=0))
     return torch.stack(plan)[1:]
 
 

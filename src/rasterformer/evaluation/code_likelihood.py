@@ -21,22 +21,24 @@ from rasterformer.codecs.vq.usage import CodeUsage
 from rasterformer.codecs.vq.used import UsedCodes
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError
-from rasterformer.evaluation.likelihood import MEANINGS, WithSource, mean_interval
+from rasterformer.evaluation.likelihood import WithSource, mean_interval
 from rasterformer.interfaces import Batch, Cond, OnStep
 from rasterformer.tokenizer import Tokenizer
 
+MEANINGS = {"exact": "exact likelihood", "upper": "upper bound, estimated, on the negative log-likelihood"}
+SAYS_NOTHING = "more than knowing nothing would cost: the model is not trained enough to say anything"
 WithText = Callable[[Cond, list[str]], Cond]
 
 
 class CodeScorer(Protocol):
     """What is measured: a `System` over codes."""
 
-    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int = 20) -> Tensor:
+    def code_nats(self, images: Tensor, cond: Cond | None = None, *, levels: int | None = None) -> Tensor:
         """uint8 [B, 3, H, W] -> nats of each code, float32 [B, h, w]; of a diffusion model an unbiased estimate of a bound.
 
         The noise of such an estimate belongs to the image: another condition meets the same noise, so that their difference is
         the condition's, and other images meet other noise, so that the spread over images holds that of the noise too.
-        `levels` is how many levels of noise are drawn for each image; exact nats have none.
+        `levels` is how many levels of noise are drawn for each image; None: the nats are exact.
         """
 
 
@@ -94,10 +96,10 @@ class CodeLikelihoodReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values: the fields, and what is measured."""
-        meaning = "exact" if self.bound == "exact" else "upper bound"
+        meaning = "exact" if self.bound == "exact" else "upper bound, estimated"
         return {
             **asdict(self),
-            "likelihood_of": f"codes, {meaning}; not of pixels",
+            "likelihood_of": f"{self._codes}, {meaning}; not of pixels",
             "interval_level": 0.95,
             "interval_over": self._spread,
         }
@@ -112,12 +114,21 @@ class CodeLikelihoodReport:
         return table
 
     @property
+    def _codes(self) -> str:
+        if self.replaced_share is None:
+            return "codes"
+        return f"codes after replacement of {self.replaced_share:.2%} of them"
+
+    @property
     def _spread(self) -> str:
         return "images" if self.bound == "exact" else "images and the noise drawn for them"
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         given = "" if self.task is None else f" given the source, {self.task}"
-        yield "nats/code", f"{self.nats_per_code:.4f}  ({MEANINGS[self.bound]} of codes{given}; none of pixels)"
+        meaning = f"{MEANINGS[self.bound]} of {self._codes}{given}; none of pixels"
+        yield "nats/code", f"{self.nats_per_code:.4f}  ({meaning})"
+        if says_nothing(self.nats_per_code, self.uniform_nats_per_code):
+            yield "what it says", SAYS_NOTHING
         if self.levels is not None:
             yield "estimated from", f"{self.levels} levels of noise, drawn for each image"
         if self.interval is None:
@@ -143,11 +154,12 @@ class CodeLikelihoodReport:
         if self.window is not None:
             yield "windows", f"images are cut into {self.window[0]}x{self.window[1]} codes, each scored by itself"
         bits = self.nats_per_code / math.log(2) * self.codes_per_image
-        at_most = "" if self.bound == "exact" else "at most "
-        yield "bits/image", f"{at_most}{bits:,.1f} for {self.codes_per_image:,} codes"
+        estimated = "" if self.bound == "exact" else "  (upper bound, estimated)"
+        yield "bits/image", f"{bits:,.1f} for {self.codes_per_image:,} {self._codes}{estimated}"
         yield (
             "bits/pixel",
-            f"{at_most}{self.bits_per_pixel:.4f} for the codes, from which the image returns only as its reconstruction",
+            f"{self.bits_per_pixel:.4f} for the {self._codes}, from which the image returns only as its reconstruction"
+            f"{estimated}",
         )
         part = "" if self.num_images == self.split_images else f", the first of {self.split_images:,}"
         yield "images", f"{self.num_images:,}{part}"
@@ -155,6 +167,16 @@ class CodeLikelihoodReport:
         yield "preprocessing", self.preprocessing
         yield "data", f"{self.dataset}, fingerprint {self.data_fingerprint[:12]}; tokenizer {self.tokenizer}"
         yield "speed", f"{self.images_per_second:,.1f} images/s"
+
+
+def says_nothing(nats_per_code: float, uniform_nats_per_code: float) -> bool:
+    """Whether a figure, exact or a bound, lies above what knowing nothing costs: the report then says `SAYS_NOTHING`.
+
+    Args:
+        nats_per_code: of the model.
+        uniform_nats_per_code: ln K.
+    """
+    return nats_per_code > uniform_nats_per_code
 
 
 def evaluate_codes(
@@ -209,7 +231,7 @@ def evaluate_codes(
     count = len(image_set) if limit is None else min(limit, len(image_set))
     if count == 0:
         raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
-    nats_of = system.code_nats if levels is None else partial(system.code_nats, levels=levels)
+    nats_of = partial(system.code_nats, levels=levels)
     parts, shuffled, replaced = [], [], 0.0
     usage = CodeUsage(tokenizer.vocab_size if used is None else len(used))
     began = time.perf_counter()

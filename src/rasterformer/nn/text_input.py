@@ -49,7 +49,7 @@ class TextInput(nn.Module):
             known = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
         elif known.dtype != torch.bool or known.shape != given.shape[:2]:
             raise ConfigError(
-                f"text_known is {known.dtype} {list(known.shape)}; bool {list(given.shape[:2])} is needed, as the text has tokens."
+                f"text_known is {known.dtype} {list(known.shape)}; the text has tokens for bool {list(given.shape[:2])}."
             )
         if self.bytes is not None:
             given = self.bytes(given, known)

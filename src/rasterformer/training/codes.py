@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rasterformer.data.palette import label_colours
 from rasterformer.data.png import image_grid
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.errors import DataError
+from rasterformer.evaluation.code_likelihood import SAYS_NOTHING, says_nothing
 from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch, Cond
 from rasterformer.recipe import Recipe
@@ -36,9 +37,26 @@ from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
 
-TEXTS_FILE = "texts.safetensors"
+TEXTS_FOLDER = "texts"
 STEPS = 25  # of samples drawn during training
 LEVELS = 10  # of noise, drawn at most for each held-out image when a bound is measured during training
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model over codes is measured on.
+
+    Args:
+        codes: int64 [N, h, w], by the model's numbers.
+        cond: classes.
+        condition: int64 [N, hc, wc], codes of the sources. None: there are none.
+        replaced_share: of the tokenizer's codes that the model does not number.
+    """
+
+    codes: Tensor
+    cond: Cond
+    condition: Tensor | None
+    replaced_share: float
 
 
 class CodesLearner(Learner):
@@ -72,7 +90,7 @@ class CodesLearner(Learner):
         self.networks = {"model": system.model}
         self.data_fingerprint = _fingerprint(train_set, system.tokenizers)
         self.cache, self.code_set, self.say = cache, code_set, say
-        self.measured_on: tuple[Tensor, Cond, Tensor | None] | None = None  # codes, conditions and their codes
+        self.measured_on: HeldOut | None = None
         assert isinstance(system.codec, CodeCodec), "a system over codes"
         self.codec = system.codec
         if system.takes_text:  # what is missing is to be said now, not after an hour
@@ -80,7 +98,7 @@ class CodesLearner(Learner):
                 images.captions_of(torch.arange(0))
             system.with_text(Cond(), "", 1)
             assert system.text_encoder is not None, "loaded above"
-            texts = None if cache is None else cache.with_name(TEXTS_FILE)
+            texts = None if cache is None else cache.with_name(TEXTS_FOLDER)
             system.text_encoder = CachedTextEncoder(system.text_encoder, texts)
             captions = train_set.captions_of(torch.arange(len(train_set)))
             parts = [self.data_fingerprint, system.text_encoder.fingerprint, *captions]
@@ -122,15 +140,14 @@ class CodesLearner(Learner):
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
         """Nats per code of held-out images, given their conditions: exact, or an upper bound."""
         count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
-        if self.measured_on is None or len(self.measured_on[0]) != count:
-            self.measured_on = self._held_out_codes(count)
-        codes, cond, condition = self.measured_on
+        seen = self._held_out_codes(count)
+        codes, cond, condition = seen.codes, seen.cond, seen.condition
         system, total = self._with(model), 0.0
         for index in torch.arange(count).split(IMAGES_AT_A_TIME):
             part = None if condition is None else condition[index]
             here = cond.rows(index).to(self.device)
             if self.system.takes_text:
-                here = system.with_text(here, self.held_out.captions_of(index), len(index))
+                here = system.with_captions(here, self.held_out.captions_of(index))
             nats = code_images.grid_nats(system, system.model, codes[index], here, part, levels=self._levels)
             total += float(nats.double().sum())
         return {f"held_out_{self._figure}": total / codes.numel()}
@@ -140,13 +157,15 @@ class CodesLearner(Learner):
         system, seed = self._with(model), self.recipe.training.seed
         if self.recipe.task is None:
             shown = torch.arange(16) % len(self.held_out)
-            text = self.held_out.captions_of(shown) if system.takes_text else None
+            text = [caption or None for caption in self.held_out.captions_of(shown)] if system.takes_text else None
             steps = min(STEPS, system.model.process.num_steps) if isinstance(system.model, CodeDenoiser) else None
             return image_grid(system.sample(16, seed=seed, text=text, steps=steps, as_tensor=True), scale=2)
         index = torch.arange(min(8, len(self.held_out)))
         batch = self._with_source(self.held_out.batch(index, use_labels=self.recipe.data.use_labels), 0)
-        text = self.held_out.captions_of(index) if system.takes_text else None
-        samples = system.draw_from(system.with_text(batch.cond, text, len(index)), n=3, seed=seed)
+        cond = batch.cond
+        if system.takes_text:
+            cond = system.with_captions(cond, self.held_out.captions_of(index))
+        samples = system.draw_from(cond, n=3, seed=seed)
         if isinstance(self.recipe.task, Paired) and self.recipe.task.source_reduction == "nearest":
             assert batch.cond.source is not None, "a paired task has sources"
             batch = Batch(batch.images, replace(batch.cond, source=label_colours(batch.cond.source)))
@@ -178,18 +197,23 @@ class CodesLearner(Learner):
         given = "" if task is None else f" given their conditions ({task_name(task)})"
         side = self.system.image_size
         vocab_size = self.codec.vocab_size
+        verdict = f" That is {SAYS_NOTHING}." if says_nothing(nats, math.log(vocab_size)) else ""
         bits = nats * length / math.log(2) / side**2
+        measured = "codes"
+        if self.codec.used is not None:
+            share = self._held_out_codes(figures["images"]).replaced_share
+            measured = f"codes after replacement of {share:.2%} of them, which never occur in the training images"
         of_codes = (
-            f"Exact likelihood of codes{given}: **{nats:.4f} nats per code**"
+            f"Exact likelihood of {measured}{given}: **{nats:.4f} nats per code**"
             if self.system.likelihood_bound == "exact"
-            else "Upper bound of the negative log-likelihood of codes, estimated from "
+            else f"Upper bound of the negative log-likelihood of {measured}, estimated from "
             f"{self._levels} levels of noise for each image: **{nats:.4f} nats per code**"
         )
         return (
             f"{of_codes} ({vocab_size:,} codes; knowing nothing would cost {math.log(vocab_size):.4f}), "
             f"{bits:.4f} bits per pixel for the codes of an image, on the "
             f"first {figures['images']:,} of {len(self.held_out):,} held-out images ({self.held_out.split_origin}; "
-            f"{self.held_out.preprocessing}). It is no likelihood of pixels. `rasterformer evaluate RUN --data "
+            f"{self.held_out.preprocessing}). It is no likelihood of pixels.{verdict} `rasterformer evaluate RUN --data "
             f"{self.recipe.data.path}` measures all of them."
         )
 
@@ -215,18 +239,14 @@ class CodesLearner(Learner):
 
     def _code_set(self) -> CodeSet:
         """The codes of the training images, by the model's numbers; they are kept for the next time."""
-        made = self.code_set
+        tokenizers, kept = self.system.tokenizers, None
+        if self.code_set is None and self.cache is not None:
+            kept = read_codes(self.cache, self.train_set, tokenizers, self.say)
+        made = self.code_set if kept is None else kept
         if made is None:
-            has_condition = self.recipe.task is not None
-            made = read_or_make_codes(
-                self.recipe,
-                self.train_set,
-                self.system.tokenizers,
-                cache=self.cache,
-                condition=self._condition if has_condition else None,
-                say=self.say,
-            )
-        if self.cache is not None and not self.cache.is_file():
+            condition = None if self.recipe.task is None else self._condition
+            made = make_codes(self.recipe, self.train_set, tokenizers, condition=condition, say=self.say)
+        if kept is None and self.cache is not None:
             save_codes(self.cache, made)
         return made if self.codec.used is None else compacted(made, self.codec.used)
 
@@ -238,7 +258,7 @@ class CodesLearner(Learner):
         assert isinstance(encoder, CachedTextEncoder), "made with the learner"
         sets = (self.train_set, self.held_out)
         captions = [text for images in sets for text in images.captions_of(torch.arange(len(images)))]
-        encoder.prepare(["", *captions], length=config.length, say=self.say)
+        encoder.prepare(["", *captions], length=config.length, device=self.device, say=self.say)
 
     def _condition(self, batch: Batch, index: Tensor, mirrored: bool) -> Tensor:
         """The codes of the sources of some training images, which may be mirrored already."""
@@ -250,19 +270,28 @@ class CodesLearner(Learner):
     def _with_source(self, batch: Batch, first: int) -> Batch:
         return self.system.with_source(batch, first=first, purpose="source of codes", seed=self.recipe.training.seed)
 
-    def _held_out_codes(self, count: int) -> tuple[Tensor, Cond, Tensor | None]:
+    def _held_out_codes(self, count: int) -> HeldOut:
+        """Of the first so many held-out images, made once."""
+        if self.measured_on is not None and len(self.measured_on.codes) == count:
+            return self.measured_on
         codes, conditions, labels = [], [], []
         for index in torch.arange(count).split(IMAGES_AT_A_TIME):
             batch = self.held_out.batch(index, use_labels=self.recipe.data.use_labels)
             batch = self.system.with_source(batch, first=int(index[0]), purpose="held-out source", seed=0)
-            codes.append(self.codec.codes(batch.images).cpu())
+            codes.append(self.system.tokenizers["tokenizer"].encode(batch.images))
             condition = self.system.condition_of(batch.cond)
             if condition is not None:
                 conditions.append(condition)
             if batch.cond.label is not None:
                 labels.append(batch.cond.label)
-        cond = Cond(label=torch.cat(labels) if labels else None)
-        return torch.cat(codes), cond, torch.cat(conditions) if conditions else None
+        cond, own, used = Cond(label=torch.cat(labels) if labels else None), torch.cat(codes), self.codec.used
+        self.measured_on = HeldOut(
+            codes=self.codec.from_tokenizer(own),
+            cond=cond,
+            condition=torch.cat(conditions) if conditions else None,
+            replaced_share=0.0 if used is None else used.share_replaced(own),
+        )
+        return self.measured_on
 
     def _with_cond(self, batch: CodeBatch, step: int) -> tuple[Tensor, Cond]:
         """A batch of codes with its condition, as the model takes them."""
@@ -274,7 +303,7 @@ class CodesLearner(Learner):
         if self.system.takes_text:
             first = step * training.batch_size
             index = sample_index(first, training.batch_size, num_images=len(self.train_set), seed=training.seed)
-            cond = self.system.with_text(cond, self.train_set.captions_of(index), len(index))
+            cond = self.system.with_captions(cond, self.train_set.captions_of(index))
         return codes, cond
 
     def _places(self, corner: Tensor, size: torch.Size) -> Tensor:
@@ -287,35 +316,47 @@ class CodesLearner(Learner):
         return replace(self.system, model=model)  # type: ignore[arg-type]
 
 
-def read_or_make_codes(
+def read_codes(
+    cache: Path, train_set: ImageSet, tokenizers: Mapping[str, Tokenizer], say: Callable[[str], None] = print
+) -> CodeSet | None:
+    """Returns the codes of the training images that are kept in a file; None where there is none, or it does not fit.
+
+    Args:
+        cache: a codes file; it stays as it is.
+        train_set: the images.
+        tokenizers: as `make_codes`.
+        say: told why a file does not fit.
+    """
+    if not cache.is_file():
+        return None
+    try:
+        found = load_codes(cache, tokenizer=tokenizers["tokenizer"].fingerprint)
+    except DataError as error:
+        say(f"the codes in {cache} are made again: {error}")
+        return None
+    if found.images == _fingerprint(train_set, tokenizers):
+        return found
+    say(f"the codes in {cache} are made again: they are of other images or of another condition")
+    return None
+
+
+def make_codes(
     recipe: Recipe,
     train_set: ImageSet,
     tokenizers: Mapping[str, Tokenizer],
     *,
-    cache: Path | None,
     condition: MakeCondition | None = None,
     say: Callable[[str], None] = print,
 ) -> CodeSet:
-    """Returns the codes of the training images, by the tokenizer's numbers: from the cache where it fits, else made now.
+    """Returns the codes of the training images, by the tokenizer's numbers.
 
     Args:
         recipe: says whether images are mirrored and classes kept.
         train_set: the images.
         tokenizers: `tokenizer`, and `condition_tokenizer` where sources have their own.
-        cache: a codes file; one that does not fit is deleted. None: there is none.
         condition: makes the codes of the sources. None: there are no sources.
         say: where sentences for people go.
     """
-    fingerprint = _fingerprint(train_set, tokenizers)
-    if cache is not None and cache.is_file():
-        try:
-            found = load_codes(cache, tokenizer=tokenizers["tokenizer"].fingerprint)
-            if found.images == fingerprint:
-                return found
-            say(f"the codes in {cache} are made again: they are of other images or of another condition")
-        except DataError as error:
-            say(f"the codes in {cache} are made again: {error}")
-        cache.unlink()
     used = tokenizers.get("condition_tokenizer", tokenizers["tokenizer"])
     say(f"tokenizing {len(train_set):,} images once")
     made = make_code_set(
@@ -327,7 +368,7 @@ def read_or_make_codes(
         condition_tokenizer=None if condition is None else used.fingerprint,
         use_labels=recipe.data.use_labels,
     )
-    return replace(made, images=fingerprint)
+    return replace(made, images=_fingerprint(train_set, tokenizers))
 
 
 def codes_that_occur(code_set: CodeSet, say: Callable[[str], None]) -> Tensor:

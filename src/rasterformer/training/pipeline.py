@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import ConfigError
 from rasterformer.loading import load
@@ -15,7 +14,7 @@ from rasterformer.pipeline_file import Pipeline
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_hash
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.training.run import check_same, train_recipe
+from rasterformer.training.run import check_same, read_text_encoder, train_recipe
 
 
 def train_pipeline(
@@ -51,7 +50,7 @@ def train_pipeline(
             if recipe.text is not None:
                 images.captions_of(torch.arange(0))
         if recipe.text is not None:
-            load_text_encoder(recipe.text.encoder, recipe.text.folder)
+            read_text_encoder(recipe.text)
     for number, (stage, recipe) in enumerate(pipeline.stages.items(), start=1):
         place = folder / stage
         say(f"\nstage {number} of {len(pipeline.stages)}: {stage}, in {place}")
@@ -59,13 +58,14 @@ def train_pipeline(
             say("it has ended before")
             continue
         started = (place / "recipe.yaml").is_file()
-        if not train_recipe(recipe, place, resume=started, say=say):
+        if not train_recipe(recipe, place, resume=started, is_last=number == len(pipeline.stages), say=say):
             say(f"go on with all of it by the same command with --resume; the stages so far are in {folder}")
             return False
     prior = pipeline.stages["prior"]
     if prior.task is None:
         texts = _held_out_captions(prior, pipeline.samples)
-        images = load(folder / "prior").sample(pipeline.samples, text=texts, seed=0, as_tensor=True)
+        by = None if texts is None else [text or None for text in texts]
+        images = load(folder / "prior").sample(pipeline.samples, text=by, seed=0, as_tensor=True)
         about = {"kind": "sample", "recipe": recipe_hash(prior), "seed": 0}
         for k, image in enumerate(images):
             caption = {} if texts is None else {"text": texts[k]}
@@ -73,8 +73,8 @@ def train_pipeline(
             if texts is not None:
                 (folder / "samples" / f"{k:04d}.txt").write_text(f"{texts[k]}\n", encoding="utf-8")
         write_png(folder / "samples" / "grid.png", image_grid(images, scale=2), metadata=about)
-        by = "" if texts is None else ", by captions of held-out images"
-        say(f"\n{pipeline.samples} samples{by}: {folder / 'samples'}")
+        of = "" if texts is None else ", by captions of held-out images"
+        say(f"\n{pipeline.samples} samples{of}: {folder / 'samples'}")
     else:
         say(f"\nsource | samples | original: {max((folder / 'prior' / 'samples').glob('*.png'))}")
     return True

@@ -10,21 +10,22 @@ from typing import Literal
 import torch
 
 from rasterformer import registry
-from rasterformer.checkpoint import read_model
 from rasterformer.conditioning.text import load_text_encoder
+from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import ConfigError
-from rasterformer.loading import stored_tokenizers
-from rasterformer.recipe import Recipe
+from rasterformer.loading import stored_tokenizers, stored_used_codes
+from rasterformer.recipe import Recipe, TextConfig
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System, load_tokenizers
 from rasterformer.tokenizer import Tokenizer
-from rasterformer.training.codes import CodesLearner, codes_that_occur, read_or_make_codes
+from rasterformer.training.codes import CodesLearner, codes_that_occur, make_codes, read_codes
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import LikelihoodLearner
 from rasterformer.training.log import duration, read_metrics
 from rasterformer.training.loop import Run, in_words, train
+from rasterformer.training.take_over import take_over
 from rasterformer.training.tokenizer import TokenizerLearner
 
 # What may change between a run and its resumption: how long and how often, not what is computed.
@@ -47,6 +48,7 @@ def train_recipe(
     resume: bool = False,
     init: Path | None = None,
     dry_run: bool = False,
+    is_last: bool = True,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Runs a recipe into a run folder.
@@ -57,6 +59,7 @@ def train_recipe(
         resume: go on with the run that is there.
         init: a trained model whose fitting weights are taken over.
         dry_run: only check and report.
+        is_last: nothing follows by itself, as the next stage of a pipeline does: the command to go on with is said.
         say: where sentences for people go.
 
     Returns:
@@ -71,9 +74,9 @@ def train_recipe(
         check_same(recipe, recipe_file)
     elif recipe_file.exists():
         raise ConfigError(f"{folder} already holds a run. Go on with it by --resume, or give another --out.")
-    learner = make_learner(recipe, folder, say, resume=resume)
+    learner = make_learner(recipe, folder, say, resume=resume, dry_run=dry_run)
     if init is not None:
-        _take_over(learner, init, say)
+        take_over(learner, init, say)
     networks = ", ".join(
         f"{sum(p.numel() for p in network.parameters()):,} parameters{'' if name == 'model' else f' of the {name}'}"
         for name, network in learner.networks.items()
@@ -89,18 +92,28 @@ def train_recipe(
     if ended:
         _report(run)
         say(f"\nmodel: {folder / 'model'}   report: {folder / 'report.md'}   samples: {folder / 'samples'}")
-        say(f"now:  {learner.next_command(folder)}")
+        if is_last:
+            say(f"now:  {learner.next_command(folder)}")
     return ended
 
 
-def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = print, *, resume: bool = False) -> Learner:
+def make_learner(
+    recipe: Recipe,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Learner:
     """Opens the images of a recipe and builds what is trained on them, on a CUDA device where there is one.
 
     Args:
         recipe: with data.path set.
         folder: of the run, where a model over codes keeps the codes of its images.
         say: where sentences for people go.
-        resume: where the tokenizers that the recipe names are gone, take those of the run's newest checkpoint.
+        resume: the codes that occur are those of the run's newest checkpoint; so are the tokenizers, where those that the recipe
+            names are gone.
+        dry_run: tokenize nothing: of a new run all codes stay.
 
     Raises:
         ConfigError, DataError: no images, or they cannot be used.
@@ -123,18 +136,37 @@ def make_learner(recipe: Recipe, folder: Path, say: Callable[[str], None] = prin
     if recipe.text is not None:  # what is missing is to be said now, not when all images are tokenized
         for images in (train_set, held_out):
             images.captions_of(torch.arange(0))
-        encoder = load_text_encoder(recipe.text.encoder, recipe.text.folder)
+        encoder = read_text_encoder(recipe.text)
     cache, code_set, used = folder / "codes.safetensors", None, None
     if getattr(recipe.model, "drop_unused_codes", False):
         tokenizers = tokenizers or load_tokenizers(recipe)
-        code_set = read_or_make_codes(recipe, train_set, tokenizers, cache=cache if cache.is_file() else None, say=say)
-        used = codes_that_occur(code_set, say)
+        used = stored_used_codes(folder) if resume else None
+        if used is None and dry_run:
+            say("codes that do not occur in the training images will be dropped; here all of them count")
+        elif used is None and "tokenizer" in tokenizers:  # else the system's build says what is missing
+            code_set = read_codes(cache, train_set, tokenizers, say)
+            if code_set is None:
+                code_set = make_codes(recipe, train_set, tokenizers, say=say)
+            used = codes_that_occur(code_set, say)
     system = System.create(recipe, class_names=class_names, tokenizers=tokenizers, used_codes=used)
     system.text_encoder = encoder
     system.to(device)
     if system.tokenizer is not None:
         return CodesLearner(system, train_set, held_out, cache=cache, code_set=code_set, say=say)
     return LikelihoodLearner(system, train_set, held_out)
+
+
+def read_text_encoder(config: TextConfig) -> TextEncoder:
+    """Loads the text encoder that a recipe names, and checks that it fits the recipe.
+
+    Raises:
+        ConfigError: `text.dim` are not its dimensions, or it does not read `text.length` tokens.
+        MissingExtraError, DataError: as `load_text_encoder`.
+    """
+    encoder = load_text_encoder(config.encoder, config.folder)
+    check_dim(encoder, config.dim)
+    encoder.encode([""], length=config.length)
+    return encoder
 
 
 def _tokenizer_is_gone(recipe: Recipe) -> bool:
@@ -151,6 +183,8 @@ def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], 
             f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {recipe.data.path}` "
             "lists all."
         )
+    if recipe.text is not None and images.captions is not None and (missing := images.captions.count("")):
+        say(f"{split}: {missing:,} of {len(images):,} images have no caption")
     return images
 
 
@@ -177,24 +211,6 @@ def check_same(recipe: Recipe, recipe_file: Path) -> None:
             f"{recipe_file.parent} was started with another recipe: {'; '.join(changed) or 'another system'}. Resume it with "
             f"its own: rasterformer train {recipe_file} --resume --out {recipe_file.parent}, or give another --out."
         )
-
-
-def _take_over(learner: Learner, init: Path, say: Callable[[str], None]) -> None:
-    """Copies every weight of a trained model that has the same name and shape, and says which were left."""
-    source, model = read_model(init).tensors["model"], learner.networks["model"]
-    own = model.state_dict()
-    fitting = {name: weight for name, weight in source.items() if name in own and own[name].shape == weight.shape}
-    if not fitting:
-        raise ConfigError(
-            f"--init {init}: no weight of it has the name and shape of one in this recipe. Use its own recipe."
-        )
-    model.load_state_dict({**own, **fitting})
-    fresh, left = [n for n in own if n not in fitting], [n for n in source if n not in fitting]
-    say(f"--init {init}: {len(fitting)} of {len(own)} weights taken over")
-    if fresh:
-        say(f"  starting fresh: {', '.join(fresh)}")
-    if left:
-        say(f"  not used: {', '.join(left)}")
 
 
 def _report(run: Run) -> None:

@@ -18,6 +18,7 @@ from rasterformer.checkpoint import (
     unflatten_optimizer,
 )
 from rasterformer.errors import CheckpointError
+from rasterformer.system import USED_CODES
 from rasterformer.training.averages import ExponentialMovingAverage, mean_of_weights
 from rasterformer.training.learner import Learner
 
@@ -62,7 +63,8 @@ def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: Exponen
     """Loads the newest checkpoint that verifies into the given parts; a run without one starts at step 0.
 
     Raises:
-        CheckpointError: all checkpoints are damaged, the weights do not fit, or the images have changed.
+        CheckpointError: all checkpoints are damaged, the weights do not fit, the images have changed, or the model numbers other
+            codes.
     """
     newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
     if newest is None:
@@ -70,11 +72,12 @@ def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: Exponen
     checkpoint = load_checkpoint(newest)
     state = checkpoint.state
     if state["data_fingerprint"] != learner.data_fingerprint:
+        more = ", or the tokenizer or captions do" if learner.frozen_tensors() else ""
         raise CheckpointError(
             f"{newest}: was trained on other images than {learner.train_set.name!r} holds now (names, sizes or pixels differ"
-            f"{', or the tokenizer or captions do' if learner.frozen_tensors() else ''}). Bring the old ones back, or start a new run from "
-            f"these weights: --init {folder}."
+            f"{more}). Bring the old ones back, or start a new run from these weights: --init {folder}."
         )
+    _check_codes(learner.frozen_tensors().get(USED_CODES), checkpoint.tensors.get(USED_CODES), str(newest))
     for name, network in learner.networks.items():
         check_weights(network, checkpoint.tensors.get(name, {}), f"{newest}/{name}")
         network.load_state_dict(checkpoint.tensors[name])
@@ -99,6 +102,18 @@ def shipped_weights(folder: Path, learner: Learner, ema: ExponentialMovingAverag
     finished = [path for path in (folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
     newest = sorted(finished, key=lambda path: int(path.name.removeprefix("step-")))[-count:]
     return mean_of_weights([load_checkpoint(path).tensors["model"] for path in newest])
+
+
+def _check_codes(now: dict[str, Tensor] | None, before: dict[str, Tensor] | None, where: str) -> None:
+    """Compares which codes of the tokenizer the model numbers."""
+    if now is None and before is None:
+        return
+    if now is None or before is None or not torch.equal(now["used"], before["used"]):
+        counts = ["all codes" if each is None else f"{len(each['used']):,} codes" for each in (before, now)]
+        raise CheckpointError(
+            f"{where}: its model numbers {counts[0]} of its tokenizer, and this one {counts[1]}, which are not the same. Build "
+            "it with those of the checkpoint."
+        )
 
 
 def _all(optimizers: Optimizers) -> list[torch.optim.Optimizer]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rasterformer.heads import head_problems
+
 
 @dataclass(frozen=True)
 class Config:
@@ -113,7 +115,7 @@ class Config:
         """Number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
-    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+    def fit_problems(self, *, task: str | None, image_size: int, has_text: bool = False) -> list[str]:
         """Returns what is wrong between the network and the recipe's task, by name; None: there is no task."""
         if self.takes_source == (task is not None):
             return []
@@ -131,17 +133,13 @@ class Config:
                 found.append(f"model.{name} = {getattr(self, name)} must be at least 1.")
         if found:
             return found
-        if self.heads_width % self.num_heads:
-            name = "width" if self.attention_width is None else "attention_width"
-            found.append(
-                f"model.num_heads = {self.num_heads} does not divide model.{name} = {self.heads_width}. "
-                f"Use a divisor such as {_nearest_divisor(self.heads_width, self.num_heads)}, or change model.{name}."
-            )
-        elif self.rotary and self.heads_width // self.num_heads % 4:
-            head_dim = self.heads_width // self.num_heads
-            found.append(f"model.rotary = true needs heads of a multiple of 4 dimensions, but each has {head_dim}.")
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            found.append(f"model.num_kv_heads = {self.kv_heads} does not divide model.num_heads = {self.num_heads}.")
+        found += head_problems(
+            self.heads_width,
+            self.num_heads,
+            num_kv_heads=self.kv_heads,
+            rotary=self.rotary,
+            width_name="width" if self.attention_width is None else "attention_width",
+        )
         if self.memory_length < 0:
             found.append(f"model.memory_length = {self.memory_length} must not be negative.")
         if min(self.query_block) < 1 or min(self.flange) < 0:
@@ -179,7 +177,3 @@ class Config:
                 "Use 'table' or 'neighbourhood' with 'categorical'."
             )
         return found
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rasterformer.autoregressive.sample import draw
 from rasterformer.codecs.pixels import PixelCodec, block_raster_order
+from rasterformer.conditioning.check import check_label
 from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Cond, Distribution, Known, Loss, OnStep, SampleOptions
@@ -395,19 +396,9 @@ class ImageTransformer(Autoregressive):
 
     def _condition(self, cond: Cond, batch_size: int) -> Tensor | None:
         """The class embedding times sqrt(d), the same for every position: [B, 1, D]."""
-        if self.class_embedding is None:
-            if cond.label is not None:
-                raise ConfigError("label was given, but this model was trained without classes. Leave the label out.")
+        check_label(cond.label, num_classes=self.num_classes, batch_size=batch_size)
+        if self.class_embedding is None or cond.label is None:
             return None
-        if cond.label is None:
-            raise ConfigError(
-                f"label is missing: this model was trained with {self.num_classes} classes and needs one."
-            )
-        if cond.label.shape != (batch_size,) or bool(((cond.label < 0) | (cond.label >= self.num_classes)).any()):
-            raise ConfigError(
-                f"label = {cond.label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
-                f"{batch_size} images."
-            )
         return self.class_embedding(cond.label)[:, None] * math.sqrt(self.config.width)
 
     def _chunk_nats(

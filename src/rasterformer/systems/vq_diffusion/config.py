@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from rasterformer.heads import head_problems
+
 
 @dataclass(frozen=True)
 class Config:
@@ -61,14 +63,17 @@ class Config:
     bound: Literal["discrete", "continuous"] = "discrete"
     drop_condition_prob: float = 0.1
 
-    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
-        """Returns what is wrong between the network and the recipe's task, by name; None: there is no task."""
-        if task is None:
-            return []
-        return [
-            f"task.name = {task!r}: this system takes no sources. Leave the task out; complete and restore fill in missing parts "
-            "with any model."
-        ]
+    def fit_problems(self, *, task: str | None, image_size: int, has_text: bool = False) -> list[str]:
+        """Returns what is wrong between the network and the recipe's task, by name (None: there is none), and its text."""
+        found = []
+        if task is not None:
+            found.append(
+                f"task.name = {task!r}: this system takes no sources. Leave the task out; complete and restore fill in missing "
+                "parts with any model."
+            )
+        if self.pooled_text and not has_text:
+            found.append("model.pooled_text = true, but the recipe has no section text. Add one, or set it to false.")
+        return found
 
     def problems(self) -> list[str]:
         """Returns what is wrong, one sentence each, every field named."""
@@ -78,16 +83,7 @@ class Config:
                 found.append(f"model.{name} = {getattr(self, name)} must be at least {least}.")
         if found:
             return found
-        if self.width % self.num_heads:
-            divisors = [d for d in range(1, self.width + 1) if self.width % d == 0]
-            nearest = min(divisors, key=lambda d: abs(d - self.num_heads))
-            found.append(
-                f"model.num_heads = {self.num_heads} does not divide model.width = {self.width}. Use {nearest}, for example."
-            )
-        elif self.rotary and self.width // self.num_heads % 4:
-            found.append(
-                f"model.rotary = true needs heads of a multiple of 4 dimensions, each has {self.width // self.num_heads}."
-            )
+        found += head_problems(self.width, self.num_heads, num_kv_heads=self.num_heads, rotary=self.rotary)
         if self.step_embedding == "sinusoidal" and self.width % 2:
             found.append(f"model.step_embedding = 'sinusoidal' needs an even model.width, not {self.width}.")
         if self.bound == "continuous" and self.step_embedding != "sinusoidal":

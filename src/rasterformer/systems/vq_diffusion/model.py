@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.check import check_label, check_text
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.diffusion.discrete import make_process
 from rasterformer.diffusion.draw import draw_codes
@@ -195,8 +196,8 @@ class VQDiffusion(CodeDenoiser):
         """
         assert rng is not None, "levels and noise are random"
         if self.training and self.has_null:
-            dropped = torch.rand(len(x), generator=rng) < self.config.drop_condition_prob
-            cond = replace(cond, dropped=dropped.to(x.device))
+            dropped = (torch.rand(len(x), generator=rng) < self.config.drop_condition_prob).to(x.device)
+            cond = replace(cond, dropped=dropped if cond.dropped is None else dropped | cond.dropped)
         estimate = self._continuous if self.config.bound == "continuous" else self._discrete
         nats, auxiliary = estimate(x[..., 0], cond, rng)  # each [B]
         dims = torch.full((len(x),), self.x_shape[0], dtype=torch.int64, device=x.device)
@@ -322,23 +323,8 @@ class VQDiffusion(CodeDenoiser):
         for name, part in (("source", cond.source), ("known", cond.known), ("codes", cond.codes)):
             if part is not None:
                 raise ConfigError(f"{name} was given, but this system takes classes and texts only. Leave it out.")
-        label = cond.label
-        if label is None and self.num_classes:
-            raise ConfigError(f"label is missing: this model was trained with {self.num_classes} classes.")
-        if label is not None and not self.num_classes:
-            raise ConfigError("label was given, but this model was trained without classes. Leave it out.")
-        if label is not None and (
-            label.shape != (batch_size,) or bool(((label < 0) | (label >= self.num_classes)).any())
-        ):
-            raise ConfigError(
-                f"label = {label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
-                f"{batch_size} images."
-            )
-        for text in (cond.text, cond.text_tokens):
-            if text is not None and self.text_input is None:
-                raise ConfigError("text was given, but this model was trained without texts. Leave it out.")
-            if text is not None and len(text) != batch_size:
-                raise ConfigError(f"text has {len(text)} entries for {batch_size} images. Give one for each.")
+        check_label(cond.label, num_classes=self.num_classes, batch_size=batch_size)
+        check_text(cond, takes_text=self.text_input is not None, batch_size=batch_size)
         if cond.text_known is not None and self.text_input is not None and not bool(cond.text_known.any(1).all()):
             first = int(cond.text_known.any(1).long().argmin())
             raise ConfigError(

@@ -108,7 +108,7 @@ class Config:
         """Of what the encoder sees: 3, 1, or one for each label."""
         return {"rgb": 3, "grey": 1, "labels": self.num_labels or 0}[self.pictures]
 
-    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+    def fit_problems(self, *, task: str | None, image_size: int, has_text: bool = False) -> list[str]:
         """Returns what is wrong between the network and the recipe's task, by name, and the size of its images, pixels."""
         found = []
         if task is not None and task not in SOURCES:

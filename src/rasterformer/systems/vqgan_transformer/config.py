@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from rasterformer.heads import head_problems
+
 CODE_MAPS = ("super_resolution", "edges", "colourise", "denoise", "paired")  # tasks whose sources become codes
 
 
@@ -74,7 +76,7 @@ class Config:
         """Number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
-    def fit_problems(self, *, task: str | None, image_size: int) -> list[str]:
+    def fit_problems(self, *, task: str | None, image_size: int, has_text: bool = False) -> list[str]:
         """Returns what is wrong between the network and the recipe's task, by name; None: there is no task."""
         found = []
         if task is not None and task not in CODE_MAPS:
@@ -100,18 +102,7 @@ class Config:
                 found.append(f"model.{name} = {getattr(self, name)} must be at least 1.")
         if found:
             return found
-        if self.width % self.num_heads:
-            divisors = [d for d in range(1, self.width + 1) if self.width % d == 0]
-            nearest = min(divisors, key=lambda d: abs(d - self.num_heads))
-            found.append(
-                f"model.num_heads = {self.num_heads} does not divide model.width = {self.width}. Use {nearest}, for example."
-            )
-        elif self.rotary and self.width // self.num_heads % 4:
-            found.append(
-                f"model.rotary = true needs heads of a multiple of 4 dimensions, each has {self.width // self.num_heads}."
-            )
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            found.append(f"model.num_kv_heads = {self.kv_heads} does not divide model.num_heads = {self.num_heads}.")
+        found += head_problems(self.width, self.num_heads, num_kv_heads=self.kv_heads, rotary=self.rotary)
         if self.norm_eps <= 0:
             found.append(f"model.norm_eps = {self.norm_eps} must be above 0.")
         if self.num_coordinates < 2:

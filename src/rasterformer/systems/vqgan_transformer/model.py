@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rasterformer.autoregressive.sample import draw
 from rasterformer.codecs.orders import code_order
 from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.check import check_label, check_text
 from rasterformer.distributions import Categorical
 from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Autoregressive, Cond, Distribution, Known, Loss, OnStep, SampleOptions
@@ -311,15 +312,8 @@ class CodeTransformer(Autoregressive):
             random = torch.randint(self.vocabulary.codes, x.shape, generator=rng).to(x.device)
             x = torch.where(keep, x, random)
         if config.drop_condition_prob > 0:
-            dropped = torch.rand(len(x), generator=rng) < config.drop_condition_prob
-            cond = Cond(
-                label=cond.label,
-                codes=cond.codes,
-                text=cond.text,
-                text_tokens=cond.text_tokens,
-                text_known=cond.text_known,
-                dropped=dropped.to(x.device),
-            )
+            dropped = (torch.rand(len(x), generator=rng) < config.drop_condition_prob).to(x.device)
+            cond = replace(cond, dropped=dropped if cond.dropped is None else dropped | cond.dropped)
         return x, cond
 
     def _check(self, cond: Cond, batch_size: int) -> None:
@@ -328,40 +322,26 @@ class CodeTransformer(Autoregressive):
             raise ConfigError(
                 "source was given, but this model was trained without one: it takes codes. Tokenize it first."
             )
-        for name, kind, count, part in (
-            ("label", "classes", self.num_classes, cond.label),
-            ("codes", "codes of a condition", self.vocabulary.condition, cond.codes),
-        ):
-            if count and part is None:
-                raise ConfigError(f"{name} is missing: this model was trained with {count} {kind}.")
-            if not count and part is not None:
-                raise ConfigError(f"{name} was given, but this model was trained without {kind}. Leave it out.")
-            if name != "label" and part is not None and len(part) != batch_size:
-                raise ConfigError(f"{name} has {len(part)} entries for {batch_size} images. Give one for each.")
-        label = cond.label
-        if label is not None and (
-            label.shape != (batch_size,) or bool(((label < 0) | (label >= self.num_classes)).any())
-        ):
-            raise ConfigError(
-                f"label = {label.tolist()} must have one class index in 0..{self.num_classes - 1} for each of "
-                f"{batch_size} images."
-            )
+        check_label(cond.label, num_classes=self.num_classes, batch_size=batch_size)
+        check_text(cond, takes_text=self.text_input is not None, batch_size=batch_size)
+        num_values = self.vocabulary.condition
+        if num_values and cond.codes is None:
+            raise ConfigError(f"codes is missing: this model was trained with {num_values} codes of a condition.")
+        if not num_values and cond.codes is not None:
+            raise ConfigError("codes was given, but this model was trained without codes of a condition. Leave it out.")
+        if cond.codes is not None and len(cond.codes) != batch_size:
+            raise ConfigError(f"codes has {len(cond.codes)} entries for {batch_size} images. Give one for each.")
         if cond.codes is not None and self.condition_grid is not None:
             rows, cols = self.condition_grid
             if cond.codes.shape[1:] != (rows * cols,):
                 raise ConfigError(
                     f"the condition has {list(cond.codes.shape[1:])} codes; this model takes {rows}x{cols} = {rows * cols}."
                 )
-            if bool(((cond.codes < 0) | (cond.codes >= self.vocabulary.condition)).any()):
+            if bool(((cond.codes < 0) | (cond.codes >= num_values)).any()):
                 raise ConfigError(
                     f"the condition has codes {int(cond.codes.min())}..{int(cond.codes.max())}; they must lie in "
-                    f"0..{self.vocabulary.condition - 1}."
+                    f"0..{num_values - 1}."
                 )
-        for part in (cond.text, cond.text_tokens):
-            if part is not None and self.text_input is None:
-                raise ConfigError("text was given, but this model was trained without texts. Leave it out.")
-            if part is not None and len(part) != batch_size:
-                raise ConfigError(f"text has {len(part)} entries for {batch_size} images. Give one for each.")
 
     def _count_condition(self) -> int:
         count = 0 if self.text_input is None else self.text_input.length
