@@ -27,13 +27,14 @@ from rasterformer.code_images import CodeOptions, decode, draw_codes, known_code
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.data.imageset import ImageSet
 from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.drawing import Precision
 from rasterformer.evaluation.code_likelihood import evaluate_codes
 from rasterformer.evaluation.frechet import frechet_distance
 from rasterformer.evaluation.likelihood import mean_interval
 from rasterformer.evaluation.seam import seam_contrast, shuffled_fills
 from rasterformer.interfaces import Autoregressive, Cond, Known, SampleOptions
 from rasterformer.nn.efficientnet_lite import efficientnet_lite_features
-from rasterformer.system import Precision, System
+from rasterformer.system import System
 from rasterformer.tokenizer import Tokenizer
 
 Record = dict[str, Any]

@@ -17,13 +17,15 @@ from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.conditioning.carry_on import carry_on
 from rasterformer.conditioning.text import ByteTokens
 from rasterformer.conditioning.text_encoder import TextEncoder
+from rasterformer.data.png import to_pil
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.diffusion.draw import draw_codes
 from rasterformer.diffusion.options import DiffusionOptions
+from rasterformer.drawing import Precision
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, Known
 from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
-from rasterformer.system import Precision, System
+from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config as PixelConfig
 from rasterformer.systems.vq_diffusion.config import Config
 from rasterformer.systems.vqgan.config import Config as TokenizerConfig
@@ -700,3 +702,29 @@ def test_a_saved_model_needs_nothing_but_its_folder(used: Tensor | None, tmp_pat
     loaded.save(tmp_path / "again")
     again = rasterformer.load(tmp_path / "again", device="cpu")
     assert torch.equal(again.sample(2, text="a cat", seed=1, as_tensor=True), before)
+
+
+@pytest.mark.parametrize(("text", "received"), [(5, "image 0 is 5, a int"), (["a", 2.5], "image 1 is 2.5, a float")])
+def test_a_text_that_is_no_string_is_refused_by_its_image(text: Any, received: str) -> None:
+    system = make(text=BYTES)
+    images = random_images()
+    for call in (
+        lambda: system.sample(2, text=text),
+        lambda: system.complete(images, text=text),
+        lambda: system.vary(images, text=text),
+        lambda: system.restore(images, known=[BELOW.expand(SIZE, SIZE)] * 2, text=text),
+        lambda: system.with_text(Cond(), text, 2),
+    ):
+        with pytest.raises(ConfigError, match=f"text of {received}. Give a string, or None"):
+            call()
+
+
+def test_one_image_and_a_numpy_mask_are_drawn_as_lists_and_tensors_are() -> None:
+    system = make()
+    picture, mask = to_pil(random_images(1))[0], BELOW.expand(SIZE, SIZE)
+    assert torch.equal(system.vary(picture, as_tensor=True), system.vary([picture], as_tensor=True))
+    (found,) = system.restore(picture, known=mask.numpy(), as_tensor=True)
+    (expected,) = system.restore([picture], known=[mask], as_tensor=True)
+    assert torch.equal(found, expected)
+    found = system.complete(picture, known=mask.numpy(), as_tensor=True)
+    assert torch.equal(found, system.complete([picture], known=mask, as_tensor=True))

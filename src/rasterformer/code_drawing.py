@@ -28,12 +28,13 @@ from rasterformer.code_images import (
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import source_of_picture
 from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.drawing import Precision, draw_batches, plan_drawing
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
 from rasterformer.tokenizer import IMAGES_AT_A_TIME
 
 if TYPE_CHECKING:
-    from rasterformer.system import Precision, System
+    from rasterformer.system import System
 
 
 def transform_codes(
@@ -61,10 +62,11 @@ def transform_codes(
         here = replace(more, size=size)
         grid_of(system, size)  # refuses sizes before anything is tokenized
         codes = condition_codes(system, source, size).expand(n, -1, -1)
-        model, plan = system.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=False, more=here)
+        model, plan = plan_drawing(system, n, batch_size=batch_size, precision=precision, parallel=False, more=here)
         each = cond.rows(torch.full((n,), k, device=system.device))
         told = None if on_step is None else one_of(on_step, k, len(sources))
-        batches = system.draw_batches(
+        batches = draw_batches(
+            system,
             model,
             plan,
             each,
@@ -120,8 +122,8 @@ def complete_codes(
     image_of = torch.arange(len(images)).repeat_interleave(each)  # of every filling
     x, given = system.codec.to_x(codes)[image_of], system.codec.to_x(where)[..., 0][image_of]
     parts, fixed = cond.rows(image_of.to(system.device)), where[image_of]
-    model, plan = system.plan_drawing(
-        total * candidates, batch_size=batch_size, precision=precision, parallel=parallel, more=more
+    model, plan = plan_drawing(
+        system, total * candidates, batch_size=batch_size, precision=precision, parallel=parallel, more=more
     )
     results: list[Tensor] = []
     for some in batches_of(total, max(1, plan.batch_size // candidates)):  # of results, each with its candidates

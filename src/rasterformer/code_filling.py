@@ -19,11 +19,12 @@ from rasterformer.batches import OnImages, collected, one_of
 from rasterformer.code_images import CodeOptions, grid_of, known_codes
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.drawing import Precision, draw_batches, plan_drawing
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, Known, OnStep, SampleOptions
 
 if TYPE_CHECKING:
-    from rasterformer.system import Precision, System
+    from rasterformer.system import System
 
 
 def fill_pictures(
@@ -71,8 +72,9 @@ def fill_pictures(
     for k, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
         here = replace(more, size=(picture.shape[1], picture.shape[2]))
         codes, where = known_codes(system, picture[None], mask[None])
-        model, plan = system.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=False, more=here)
-        batches = system.draw_batches(
+        model, plan = plan_drawing(system, n, batch_size=batch_size, precision=precision, parallel=False, more=here)
+        batches = draw_batches(
+            system,
             model,
             plan,
             cond.rows(torch.full((n,), k, device=system.device)),
@@ -117,9 +119,12 @@ def vary_images(
         raise ConfigError(f"strength = {strength} must lie above 0 and not above 1.")
     image_of = torch.arange(len(images)).repeat_interleave(n)
     codes = system.codec.to_x(system.codec.from_tokenizer(system.tokenizers["tokenizer"].encode(images)))[image_of]
-    model, plan = system.plan_drawing(len(codes), batch_size=batch_size, precision=precision, parallel=False, more=more)
+    model, plan = plan_drawing(
+        system, len(codes), batch_size=batch_size, precision=precision, parallel=False, more=more
+    )
     level = max(1, round(strength * system.model.process.num_steps))
-    batches = system.draw_batches(
+    batches = draw_batches(
+        system,
         model,
         plan,
         cond.rows(image_of.to(system.device)),

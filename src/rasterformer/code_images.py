@@ -203,7 +203,7 @@ def draw_codes(
     window, count, device = window_of(system), len(rng), next(model.parameters()).device
     told = None if on_step is None else lambda done, every: on_step(done // count, every // count)  # of an image
     if isinstance(model, CodeDenoiser):
-        assert not parallel, "System.plan_drawing refuses it"
+        assert not parallel, "plan_drawing refuses it"
         how = more.of_diffusion(options)
         if grid == window:
             x = diffuse_codes(model, cond, count, options=how, rng=rng, known=known, start=start, on_step=told)

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.conditioning.resize import enlarge
 from rasterformer.conditioning.tiles import Tile, plan_tiles
-from rasterformer.data.decode import to_labels, to_rgb
 from rasterformer.data.png import image_grid
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Batch, Cond, Known
@@ -179,31 +176,6 @@ def draw_canvases(
             pieces_at_a_time=pieces_at_a_time,
         )
         yield from zip(group, drawn, strict=True)
-
-
-def to_pictures(images: Tensor | Sequence[Image.Image], *, labels: bool = False) -> list[Tensor]:
-    """Returns each image as uint8 [3, h, w].
-
-    Args:
-        images: Pillow images of any sizes (`RGBA` goes on white), or uint8 [B, 3, h, w].
-        labels: they are label maps, whose values are class indices.
-
-    Raises:
-        ShapeError: a tensor of another shape or dtype.
-        ConfigError: no images.
-    """
-    if isinstance(images, Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ShapeError(f"images are {images.dtype} {list(images.shape)}; torch.uint8 [B, 3, h, w] is needed.")
-        pictures = list(images.cpu())
-    else:
-        pictures = [
-            torch.from_numpy(np.array(to_labels(image) if labels else to_rgb(image)[0])).permute(2, 0, 1)
-            for image in images
-        ]
-    if not pictures:
-        raise ConfigError("no images were given. Give at least one.")
-    return pictures
 
 
 def visible_source(cond: Cond, size: tuple[int, int]) -> Tensor:

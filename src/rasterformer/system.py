@@ -6,49 +6,43 @@ The command line calls these same methods. How a folder becomes one is in `loadi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rasterformer import code_images, registry
-from rasterformer.autoregressive import memory
-from rasterformer.autoregressive.complete import known_prefix, parse_known
-from rasterformer.autoregressive.memory import DrawingPlan, available_bytes
-from rasterformer.autoregressive.noise import image_generators, stream_seed
-from rasterformer.autoregressive.parallel import draw_in_parallel
-from rasterformer.autoregressive.sample import draw
+from rasterformer import code_images, conditions, registry
+from rasterformer.abilities import need_codes, need_no_source, need_source, need_task, need_window
+from rasterformer.autoregressive.complete import parse_known
+from rasterformer.autoregressive.memory import DrawingPlan
 from rasterformer.autoregressive.score import symbol_nats
-from rasterformer.autoregressive.window import AT_ONCE
-from rasterformer.batches import OnImages, batches_of, collected, in_parts
+from rasterformer.batches import OnImages, batches_of, collected
 from rasterformer.checkpoint import save_model_folder
 from rasterformer.code_drawing import complete_codes, transform_codes
 from rasterformer.code_filling import fill_pictures, vary_images
-from rasterformer.code_images import CodeOptions, is_told_places
+from rasterformer.code_images import CodeOptions
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.codecs.vq.codec import CodeCodec
-from rasterformer.conditioning.sources import make_source, masked_source, source_generators, source_of_picture
-from rasterformer.conditioning.text import load_text_encoder
-from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
-from rasterformer.data.decode import to_labels, to_rgb
-from rasterformer.data.fit import fit_square
+from rasterformer.conditioning.sources import make_source, source_generators
+from rasterformer.conditioning.text_encoder import TextEncoder
+from rasterformer.conditions import Label, Text, cond_of
 from rasterformer.data.png import to_pil
 from rasterformer.diffusion.denoiser import CodeDenoiser
-from rasterformer.diffusion.options import Order, check_diffusion_options
+from rasterformer.diffusion.options import Order
 from rasterformer.distributions.pmf import check_options
-from rasterformer.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
+from rasterformer.drawing import Precision, check_counts, draw_batches, plan_drawing
+from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
-from rasterformer.image_to_image import draw_canvases, plan_canvas, to_pictures
-from rasterformer.interfaces import Autoregressive, Batch, Cond, Known, OnStep, SampleOptions
+from rasterformer.given_images import Images, Mask, to_batch, to_mask, to_masks, to_pictures
+from rasterformer.interfaces import Autoregressive, Batch, Cond, OnStep, SampleOptions
+from rasterformer.model_card import model_card, one_line
+from rasterformer.pixel_drawing import complete_pixels, transform_pixels
 from rasterformer.recipe import Recipe
-from rasterformer.recipe_file import recipe_hash, recipe_to_dict
+from rasterformer.recipe_file import recipe_to_dict
 from rasterformer.tasks import (
-    TASKS,
     Colourise,
     Denoise,
     Inpaint,
@@ -59,20 +53,13 @@ from rasterformer.tasks import (
     source_shape,
     task_name,
 )
-from rasterformer.tokenizer import Tokenizer, load_tokenizer
+from rasterformer.tokenizer import Tokenizer, codecs_of, load_tokenizers
 
 USED_CODES = "used_codes"  # group of a checkpoint: the tokenizer's numbers of the codes that the model knows
 LEVELS = 20  # of noise, drawn for each image to estimate a bound
-MOST_AT_A_TIME = 64  # images; more of them make a step longer by as much
-TEXTS_AT_A_TIME = 64
-
-Images = Tensor | Sequence[Image.Image]
-Precision = Literal["float32", "bfloat16"]
-Label = str | int | None
-Text = str | None
 
 
-@dataclass
+@dataclass(repr=False)
 class System:
     """A generative model that can be used.
 
@@ -99,6 +86,9 @@ class System:
     text_encoder: TextEncoder | None = None
     trained_on_text: str | None = None
 
+    def __repr__(self) -> str:
+        return one_line("System", self.recipe.system, self.image_size, self.model, steps=self.steps, origin=self.origin)
+
     @classmethod
     def create(
         cls,
@@ -124,7 +114,7 @@ class System:
         """
         classes = len(class_names) if num_classes is None else num_classes
         loaded = dict(tokenizers) if tokenizers else load_tokenizers(recipe)
-        parts: dict[str, Any] = {} if not loaded else {"tokenizers": _codecs(recipe, loaded, used_codes)}
+        parts: dict[str, Any] = {} if not loaded else {"tokenizers": codecs_of(recipe, loaded, used_codes)}
         if recipe.text is not None:
             parts["text"] = recipe.text
         with torch.random.fork_rng(devices=[]):
@@ -223,13 +213,14 @@ class System:
             ConfigError: an unknown label, options that describe no distribution, guidance of an image without a condition, or a
                 batch that does not fit into memory.
         """
-        self._need_no_source("sample")
+        need_no_source(self, "sample")
+        check_counts(n, batch_size)
         options = SampleOptions(temperature, top_k, top_p)
         more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
-        cond = self._cond(label, n, seed, first=first, text=text, guidance_scale=guidance_scale, draws_class=True)
-        model, plan = self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
-        batches = self.draw_batches(
-            model, plan, cond, options, seed, first=first, parallel=parallel, more=more, on_step=on_step
+        cond = cond_of(self, label, n, seed, first=first, text=text, guidance_scale=guidance_scale, draws_class=True)
+        model, plan = plan_drawing(self, n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
+        batches = draw_batches(
+            self, model, plan, cond, options, seed, first=first, parallel=parallel, more=more, on_step=on_step
         )
         images = collected(batches, on_images)
         return images if as_tensor else to_pil(images)
@@ -254,13 +245,13 @@ class System:
             ConfigError: a batch does not fit into memory, or options that describe no way to draw.
         """
         more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
-        return self.plan_drawing(n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
+        return plan_drawing(self, n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
 
     def complete(
         self,
         images: Images,
         *,
-        known: str | Tensor = "top:0.5",
+        known: str | Mask = "top:0.5",
         n: int = 1,
         label: Label | Sequence[Label] = None,
         temperature: float = 1.0,
@@ -283,9 +274,10 @@ class System:
         """Draws the unknown part of images, n times each; known pixels stay as they are.
 
         Args:
-            images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
-            known: `top:0.5`, `rows:12`, or a mask bool [H, W]. For a model of pixels it must be a prefix of the generation order;
-                a model over codes takes any mask, and keeps the codes all of whose pixels are known (see `restore`).
+            images: one Pillow image, several, or uint8 [B, 3, H, W] at the model's size.
+            known: `top:0.5`, `rows:12`, or a mask bool [H, W], tensor or numpy array. For a model of pixels it must be a prefix
+                of the generation order; a model over codes takes any mask, and keeps the codes all of whose pixels are known (see
+                `restore`).
             n: completions of each image.
             label: class name or index, for all or one for each of the B images. None: hidden, as a text in `sample`, where the
                 model has learned that; otherwise one at random.
@@ -308,12 +300,12 @@ class System:
         """
         if n < 1:
             raise ConfigError(f"n = {n} must be at least 1.")
-        self._need_no_source("complete")
+        need_no_source(self, "complete")
         pixels = self.to_tensor(images)
         _, height, width = self.codec.image_shape
-        mask = parse_known(known, height, width) if isinstance(known, str) else known
+        mask = parse_known(known, height, width) if isinstance(known, str) else to_mask(known)
         if isinstance(self.codec, CodeCodec):
-            cond = self._cond(label, len(pixels), seed, text=text, guidance_scale=guidance_scale)
+            cond = cond_of(self, label, len(pixels), seed, text=text, guidance_scale=guidance_scale)
             result = complete_codes(
                 self,
                 pixels,
@@ -331,29 +323,32 @@ class System:
                 on_images=on_images,
             )
             return result if as_tensor else [to_pil(row) for row in result]
-        self._need_codes(CodeOptions(None, guidance_scale, None, steps, order, purity_weight))
+        need_codes(self, CodeOptions(None, guidance_scale, None, steps, order, purity_weight))
         if candidates != 1 or text is not None:
             raise ConfigError(
                 "candidates and text are for models over codes, and this one draws pixels. Leave them out."
             )
-        known_prefix(self.codec, mask)
-        x = self.codec.encode(pixels).repeat_interleave(n, 0)
-        total = len(x)
-        if label is not None and not isinstance(label, str | int):
-            label = [entry for entry in label for _ in range(n)]
-        cond = self._cond(label, total, seed)
-        options = SampleOptions(temperature, top_k, top_p)
-        model, plan = self.plan_drawing(total, batch_size=batch_size, precision=precision, parallel=parallel)
-        given = Known(x, self.codec.positions_of(mask[None]).expand(total, -1))
-        batches = self.draw_batches(model, plan, cond, options, seed, parallel=parallel, known=given, on_step=on_step)
-        result = collected(batches, on_images).unflatten(0, (len(pixels), n))
+        result = complete_pixels(
+            self,
+            pixels,
+            mask,
+            n,
+            label,
+            SampleOptions(temperature, top_k, top_p),
+            seed,
+            precision=precision,
+            batch_size=batch_size,
+            parallel=parallel,
+            on_step=on_step,
+            on_images=on_images,
+        )
         return result if as_tensor else [to_pil(row) for row in result]
 
     def transform(
         self,
         images: Images,
         *,
-        known: Sequence[Tensor] | None = None,
+        known: Mask | Sequence[Mask] | None = None,
         n: int = 1,
         label: Label | Sequence[Label] = None,
         temperature: float = 1.0,
@@ -380,8 +375,9 @@ class System:
         model over codes fills in any mask, and was trained for no task.
 
         Args:
-            images: Pillow images of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
-            known: for in-painting: bool [h, w] for each image, True where it stays (see `restore`). None for other tasks.
+            images: one Pillow image, or several, of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
+            known: for in-painting: bool [h, w] for each image, tensors or numpy arrays, True where it stays (see `restore`). None
+                for other tasks.
             n: results of each image.
             label: class name or index, for all or one for each of the B images. None: as in `complete`.
             temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
@@ -403,9 +399,10 @@ class System:
                 fit into memory.
             ShapeError: images that are smaller than the model's sources, or a mask of another size.
         """
-        task, shape = self._task(), self.source_shape
+        task, shape = need_source(self), self.source_shape
         assert shape is not None, "a task has sources"
-        check_options(SampleOptions(temperature, top_k, top_p))
+        options = SampleOptions(temperature, top_k, top_p)
+        check_options(options)
         pictures = to_pictures(images, labels=isinstance(task, Paired) and task.source_reduction == "nearest")
         if shape.has_mask and known is None:
             raise ConfigError("known is missing: say which pixels of each image stay as they are, bool [h, w].")
@@ -413,71 +410,27 @@ class System:
             raise ConfigError(
                 f"known was given, but a model of the task {task_name(task)} draws every pixel. Leave it out."
             )
-        if known is not None and len(known) != len(pictures):
-            raise ShapeError(f"known has {len(known)} masks for {len(pictures)} images. Give one for each.")
-        cond = self._cond(label, len(pictures), seed, text=text, guidance_scale=guidance_scale)
+        masks = None if known is None else to_masks(known, len(pictures))
+        cond = cond_of(self, label, len(pictures), seed, text=text, guidance_scale=guidance_scale)
         more = CodeOptions(None, guidance_scale, window_stride, steps, order, purity_weight)
-        self._need_codes(more)
+        need_codes(self, more)
         if self.tokenizer is not None:
-            if overlap is not None:
-                raise ConfigError(
-                    f"overlap = {overlap} is for models of pixels; this one slides a window. Use window_stride."
-                )
-            if not tile and (large := [picture for picture in pictures if max(picture.shape[1:]) > shape.size]):
-                raise ConfigError(
-                    f"a source of {large[0].shape[1]}x{large[0].shape[2]} pixels is larger than the model's {shape.size}x"
-                    f"{shape.size}. Let it be drawn by a sliding window, or reduce it."
-                )
-            options = SampleOptions(temperature, top_k, top_p)
-            told: dict[str, Any] = {
-                "precision": precision,
-                "batch_size": batch_size,
-                "on_step": on_step,
-                "on_images": on_images,
-            }
-            if isinstance(self.model, CodeDenoiser):
-                assert known is not None, "asked for above"
-                results = fill_pictures(self, pictures, known, n, cond, options, seed, more, **told)
-            else:
-                results = transform_codes(self, pictures, n, cond, options, seed, more, **told)
-            return results if as_tensor else [to_pil(result) for result in results]
-        assert isinstance(self.codec, PixelCodec), "a model without a tokenizer works on pixels"
-        canvases = []
-        for k, picture in enumerate(pictures):
-            source = source_of_picture(task, picture[None])
-            mask = None
-            if known is not None:
-                if bool(known[k].all()):
-                    raise ConfigError(
-                        f"the mask of image {k} says that every pixel is known. Mark one or more as unknown."
-                    )
-                mask = masked_source(picture[None], known[k][None]).known
-            canvases.append(plan_canvas(source, mask, shape, image_size=self.image_size, overlap=overlap, tile=tile))
-        largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)
-        pieces = sum(canvas.num_tiles for canvas in canvases) * n
-        model, plan = self.plan_drawing(
-            min(pieces, largest * len(pictures)), batch_size=batch_size, precision=precision, parallel=False
-        )
-        assert isinstance(model, Autoregressive), "a model of pixels"
-        of_pixels, done = model, 0
-
-        def draw_pieces(part: Cond, before: Known | None, rng: Sequence[torch.Generator]) -> Tensor:
-            nonlocal done
-            start, length, count = done, plan.positions, len(rng)
-            told = None if on_step is None else lambda d, _: on_step(start * length + d * count, pieces * length)
-            options = SampleOptions(temperature, top_k, top_p)
-            x = draw(of_pixels, part.to(self.device), count, options=options, rng=rng, known=before, on_step=told)
-            done += count
-            return x
-
-        results = []
-        drawn = draw_canvases(
-            canvases, self.codec, draw_pieces, cond=cond, n=n, seed=seed, pieces_at_a_time=plan.batch_size
-        )
-        for k, result in drawn:
-            results.append(result)
-            if on_images is not None:
-                on_images(k, result)
+            need_window(self, pictures, tile=tile, overlap=overlap)
+        told: dict[str, Any] = {
+            "precision": precision,
+            "batch_size": batch_size,
+            "on_step": on_step,
+            "on_images": on_images,
+        }
+        if self.tokenizer is None:
+            results = transform_pixels(
+                self, pictures, masks, n, cond, options, seed, tile=tile, overlap=overlap, **told
+            )
+        elif isinstance(self.model, CodeDenoiser):
+            assert masks is not None, "asked for above"
+            results = fill_pictures(self, pictures, masks, n, cond, options, seed, more, **told)
+        else:
+            results = transform_codes(self, pictures, n, cond, options, seed, more, **told)
         return results if as_tensor else [to_pil(result) for result in results]
 
     def upscale(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
@@ -486,14 +439,14 @@ class System:
         Raises:
             ConfigError: the model has another task.
         """
-        self._need_task("upscale", SuperResolution)
+        need_task(self, "upscale", SuperResolution)
         return self.transform(images, n=n, temperature=temperature, seed=seed)
 
     def restore(
         self,
         images: Images,
         *,
-        known: Sequence[Tensor],
+        known: Mask | Sequence[Mask],
         n: int = 1,
         label: Label | Sequence[Label] = None,
         temperature: float = 1.0,
@@ -527,7 +480,7 @@ class System:
             ConfigError: the model has another task, or what `transform` refuses.
             ShapeError: as `transform`.
         """
-        self._need_task("restore", Inpaint)
+        need_task(self, "restore", Inpaint)
         return self.transform(
             images,
             known=known,
@@ -602,7 +555,7 @@ class System:
             self,
             pixels,
             n,
-            self._cond(label, len(pixels), seed, text=text, guidance_scale=guidance_scale),
+            cond_of(self, label, len(pixels), seed, text=text, guidance_scale=guidance_scale),
             SampleOptions(temperature, top_k, top_p),
             seed,
             CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
@@ -620,7 +573,7 @@ class System:
         Raises:
             ConfigError: the model has another task.
         """
-        self._need_task("colourise", Colourise)
+        need_task(self, "colourise", Colourise)
         return self.transform(images, n=n, temperature=temperature, seed=seed)
 
     def denoise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
@@ -629,7 +582,7 @@ class System:
         Raises:
             ConfigError: the model has another task.
         """
-        self._need_task("denoise", Denoise)
+        need_task(self, "denoise", Denoise)
         return self.transform(images, n=n, temperature=temperature, seed=seed)
 
     def with_source(self, batch: Batch, *, first: int, purpose: str, seed: int) -> Batch:
@@ -690,10 +643,10 @@ class System:
             )
             return torch.stack(drawn)
         index = torch.arange(len(cond.source)).repeat_interleave(n)
-        model, plan = self.plan_drawing(len(index), batch_size=None, precision="float32", parallel=False)
+        model, plan = plan_drawing(self, len(index), batch_size=None, precision="float32", parallel=False)
         each = cond.to(self.device).rows(index.to(self.device))
         options = SampleOptions(temperature)
-        batches = self.draw_batches(model, plan, each, options, seed, parallel=False, on_step=on_step)
+        batches = draw_batches(self, model, plan, each, options, seed, parallel=False, on_step=on_step)
         return collected(batches, None).unflatten(0, (-1, n))
 
     def bits_per_dim(self, images: Images, *, label: Label | Sequence[Label] = None, batch_size: int = 32) -> Tensor:
@@ -714,7 +667,7 @@ class System:
         if self.model.num_classes and label is None:
             known = did_you_mean("", self.class_names)
             raise ConfigError(f"label is missing: the likelihood of this model depends on it.{known}")
-        cond, bits = self._cond(label, len(pixels), 0), []
+        cond, bits = cond_of(self, label, len(pixels), 0), []
         for rows in batches_of(len(pixels), batch_size):
             batch = Batch(pixels[rows], cond.rows(rows))
             batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
@@ -727,35 +680,9 @@ class System:
 
         Raises:
             ShapeError: a tensor of another shape or dtype, or an image smaller than the model's.
-            ConfigError: no images.
+            ConfigError: no images, or something else.
         """
-        if isinstance(images, Tensor):
-            if images.dtype != torch.uint8 or images.shape[1:] != self.codec.image_shape:
-                raise ShapeError(
-                    f"images are {images.dtype} {list(images.shape)}; this model takes torch.uint8 "
-                    f"[B, {', '.join(map(str, self.codec.image_shape))}]."
-                )
-            if not len(images):
-                raise ConfigError("no images were given. Give at least one.")
-            return images
-        if not images:
-            raise ConfigError("no images were given. Give at least one.")
-        size, data = self.image_size, self.recipe.data
-        for k, image in enumerate(images):
-            if min(image.width - 2 * data.trim[1], image.height - 2 * data.trim[0]) < size:
-                cut = (
-                    f", and {data.trim[0]} rows and {data.trim[1]} columns are cut off on each side"
-                    if any(data.trim)
-                    else ""
-                )
-                raise ShapeError(
-                    f"image {k} is {image.width}x{image.height}; this model needs at least {size}x{size}{cut}."
-                )
-        upright = [to_labels(image) if data.reduction == "nearest" else to_rgb(image)[0] for image in images]
-        fitted = [
-            fit_square(image, size, fit=data.fit, trim=data.trim, reduction=data.reduction)[0] for image in upright
-        ]
-        return torch.from_numpy(np.stack(fitted))
+        return to_batch(images, self.codec.image_shape, self.recipe.data)
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""
@@ -791,7 +718,7 @@ class System:
             folder,
             config=self.config(),
             state=self.model.state_dict(),
-            card=self._card(),
+            card=model_card(self),
             frozen=self.frozen_tensors(),
         )
 
@@ -804,131 +731,6 @@ class System:
     def task(self) -> Task | None:
         """What `transform` does: the recipe's task; in-painting by a diffusion model over codes, without training for it."""
         return Inpaint() if self.is_diffusion else self.recipe.task
-
-    def _task(self) -> Task:
-        if self.task is None:
-            raise ConfigError(
-                "this model makes images from nothing and takes no source image. Train one with a task, such as the "
-                "recipe upscale, or use sample or complete."
-            )
-        return self.task
-
-    def _need_task(self, what: str, kind: type[Task]) -> None:
-        task = self._task()
-        if not isinstance(task, kind):
-            needed = next(name for name, each in TASKS.items() if each is kind)
-            raise ConfigError(
-                f"{what} needs a model of the task {needed}, but this one was trained for {task_name(task)}. Use transform, "
-                "which does what the model was trained for, or another model."
-                if self.recipe.task is not None
-                else f"{what} needs a model of the task {needed}, but this one was trained for images alone. Use restore or "
-                "vary, which work without a task, or another model."
-            )
-
-    def _need_no_source(self, what: str) -> None:
-        if self.recipe.task is not None:
-            raise ConfigError(
-                f"{what} draws images from nothing, but this model (task {task_name(self.recipe.task)}) needs a source for "
-                "each image. Use upscale, restore, colourise, denoise or transform."
-            )
-
-    def plan_drawing(
-        self,
-        n: int,
-        *,
-        batch_size: int | None,
-        precision: Precision,
-        parallel: bool,
-        more: CodeOptions | None = None,
-    ) -> tuple[Autoregressive | CodeDenoiser, DrawingPlan]:
-        """The model in the precision to draw in, and how many images at a time."""
-        if more is not None:
-            self._need_codes(more)
-            if isinstance(self.model, CodeDenoiser):
-                check_diffusion_options(more.of_diffusion(SampleOptions()), self.model.process)
-        if parallel and isinstance(self.model, CodeDenoiser):
-            raise ConfigError(
-                "parallel is for models that draw code by code; a diffusion model takes steps. Leave it out."
-            )
-        if n < 1 or (batch_size is not None and batch_size < 1):
-            raise ConfigError(f"n = {n} and batch_size = {batch_size} must be at least 1.")
-        if parallel and batch_size is not None and batch_size > 1:
-            raise ConfigError(
-                f"batch_size = {batch_size}, but parallel draws one image at a time. Leave one of them out."
-            )
-        if precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision = {precision!r} is not known. Use float32 or bfloat16.")
-        model = self.model.to_bfloat16() if precision == "bfloat16" else self.model
-        size = 1 if parallel else batch_size
-        available = available_bytes(self.device)
-        is_guided = more is not None and more.guidance_scale != 1.0  # which holds each image twice
-        plan = memory.plan_drawing(
-            model, n, batch_size=size, most=MOST_AT_A_TIME, available=available, rows_per_image=2 if is_guided else 1
-        )
-        if self.tokenizer is not None:  # a window may be smaller than the image
-            rows, cols = code_images.grid_of(self, None if more is None else more.size)
-            if more is not None and more.window_stride is not None:
-                code_images.check_stride(self, more.window_stride)
-            at_once = 1 if isinstance(model, CodeDenoiser) else AT_ONCE
-            windows = 0 if (rows, cols) == code_images.window_of(self) else max(0, at_once - plan.batch_size)
-            more_bytes = windows * plan.bytes_per_image  # rows of a large image are drawn side by side
-            plan = replace(plan, positions=rows * cols, shared_bytes=plan.shared_bytes + more_bytes)
-        return model, plan
-
-    def draw_batches(
-        self,
-        model: Autoregressive | CodeDenoiser,
-        plan: DrawingPlan,
-        cond: Cond,
-        options: SampleOptions,
-        seed: int,
-        *,
-        first: int = 0,
-        streams: Sequence[torch.Generator] | None = None,
-        parallel: bool,
-        known: Known | None = None,
-        start: tuple[Tensor, int] | None = None,
-        condition: Tensor | None = None,
-        more: CodeOptions | None = None,
-        on_step: OnStep | None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yields the index of the first image of each batch and its images, uint8 [B, 3, H, W].
-
-        The randomness of an image comes from its own of `streams`. None: they are those of the seed, from number `first` on.
-        """
-        for rows in batches_of(plan.num_images, plan.batch_size):
-            if streams is None:
-                rng = image_generators(seed, rows.stop - rows.start, first=first + rows.start)
-            else:
-                rng = list(streams[rows])
-            told = in_parts(on_step, rows, plan.num_images, plan.positions)
-            part, given = cond.rows(rows), None if known is None else Known(known.x[rows], known.where[rows])
-            if self.tokenizer is not None:
-                more = more or CodeOptions()
-                codes = code_images.draw_codes(
-                    self,
-                    model,
-                    part,
-                    None if condition is None else condition[rows],
-                    code_images.grid_of(self, more.size),
-                    options=options,
-                    more=more,
-                    rng=rng,
-                    known=given,
-                    start=None if start is None else (start[0][rows], start[1]),
-                    parallel=parallel,
-                    on_step=told,
-                )
-                yield rows.start, code_images.decode(self, codes)
-                continue
-            assert isinstance(model, Autoregressive), "a model of pixels"
-            if parallel:
-                x = draw_in_parallel(model, part, options=options, rng=rng, known=given, on_step=told).x
-            elif given is None:
-                x = model.sample(part, len(rng), options=options, rng=rng, on_step=told)
-            else:
-                x = draw(model, part, len(rng), options=options, rng=rng, known=given, on_step=told)
-            yield rows.start, self.codec.decode(x).cpu()
 
     def condition_of(self, cond: Cond) -> Tensor | None:
         """The codes of the sources of images at the model's size, int64 [B, hc, wc]. None: there are no sources."""
@@ -993,74 +795,6 @@ class System:
         plain = replace(given, source=None, known=None).to(self.device)
         return code_images.code_nats(self, self.to_tensor(images), plain, condition, levels=levels).cpu()
 
-    def _need_codes(self, more: CodeOptions) -> None:
-        """Refuses what only models over codes can do, and what this one cannot."""
-        if self.tokenizer is None and more != CodeOptions():
-            raise ConfigError(
-                "size, guidance_scale, window_stride, steps, order and purity_weight are for models over codes, and this one "
-                "draws pixels."
-            )
-        if not self.is_diffusion and more != CodeOptions(more.size, more.guidance_scale, more.window_stride):
-            raise ConfigError(
-                "steps, order and purity_weight are for diffusion models, and this one draws code by code. Leave them out."
-            )
-        if more.guidance_scale != 1.0 and self.recipe.model.drop_condition_prob == 0.0:
-            raise ConfigError(
-                f"guidance_scale = {more.guidance_scale} needs a model that has seen images without their condition. Train it "
-                "with model.drop_condition_prob = 0.1, or leave the option out."
-            )
-
-    def _cond(
-        self,
-        label: Label | Sequence[Label],
-        count: int,
-        seed: int,
-        *,
-        first: int = 0,
-        text: Text | Sequence[Text] = None,
-        guidance_scale: float = 1.0,
-        draws_class: bool = False,
-    ) -> Cond:
-        """What images are drawn by; those of which nothing is said, by the learned null.
-
-        Args:
-            draws_class: where the class is all that can be said, one is drawn at random instead.
-        """
-        labels, texts = _one_for_each("label", label, count), _one_for_each("text", text, count)
-        if any(entry is not None for entry in labels) and not self.model.num_classes:
-            raise ConfigError(f"label = {label!r} was given, but this model has no classes. Leave it out.")
-        nothing = [of_class is None and words is None for of_class, words in zip(labels, texts, strict=True)]
-        cond = Cond()
-        if self.model.num_classes:
-            classes = [
-                self._random_class(seed, first + k) if entry is None else self._class_index(entry)
-                for k, entry in enumerate(labels)
-            ]
-            cond = Cond(label=torch.tensor(classes, device=self.device))
-        cond = self.with_text(cond, texts, count)
-        if not draws_class or self.takes_text:
-            cond = self._hidden(cond, nothing)
-        if guidance_scale != 1.0 and cond.dropped is not None:
-            kind = "text" if self.takes_text else "class"
-            raise ConfigError(
-                f"guidance_scale = {guidance_scale} needs a {kind} to be guided by, but image {int(cond.dropped.int().argmax())} "
-                f"has none. Give one, or leave guidance_scale out."
-            )
-        return cond
-
-    def _random_class(self, seed: int, number: int) -> int:
-        stream = torch.Generator().manual_seed(stream_seed(seed, "label", number))  # apart from the image's own
-        return int(torch.randint(self.model.num_classes, (), generator=stream))
-
-    def _hidden(self, cond: Cond, nothing: Sequence[bool]) -> Cond:
-        """Hides the condition of the images of which nothing is said, by a model that has learned that.
-
-        A null stands for the whole condition, and so in place of nothing that is there: a source, or where a window lies.
-        """
-        if not any(nothing) or not self.has_null or self.recipe.task is not None or is_told_places(self):
-            return cond
-        return replace(cond, dropped=torch.tensor(nothing, device=self.device))
-
     def with_text(self, cond: Cond, text: Text | Sequence[Text], count: int) -> Cond:
         """Adds texts to a condition, as the model reads them: states of a frozen encoder, or bytes.
 
@@ -1071,34 +805,12 @@ class System:
             count: number of images.
 
         Raises:
-            ConfigError: the model was trained without captions, or another number of texts.
+            ConfigError: the model was trained without captions, a text is no string, or another number of texts.
             MissingExtraError: the text encoder is not installed.
-            DataError: its folder cannot be read, or a text is none.
+            DataError: its folder cannot be read, or a text has characters that are none.
             CheckpointError: it is another one than the model was trained with.
         """
-        config, texts = self.recipe.text, _one_for_each("text", text, count)
-        if config is None:
-            if any(entry is not None for entry in texts):
-                raise ConfigError("text was given, but this model was trained without captions. Leave it out.")
-            return cond
-        if self.text_encoder is None:
-            self.text_encoder = load_text_encoder(config.encoder, config.folder)
-        encoder, found = self.text_encoder, self.text_encoder.fingerprint
-        check_dim(encoder, config.dim)
-        if self.trained_on_text not in (None, found):
-            place = "is installed" if config.folder is None else f"is in {config.folder}"
-            raise CheckpointError(
-                f"this model was trained with text encoder {self.trained_on_text}, but {found} {place}. Use the former."
-            )
-        self.trained_on_text = found
-        given, known = (
-            part.to(self.device) for part in _encoded(encoder, [entry or "" for entry in texts], config.length)
-        )
-        if encoder.dim is None:
-            cond = replace(cond, text_tokens=given, text_known=known)
-        else:
-            cond = replace(cond, text=given, text_known=known)
-        return self._hidden(cond, [entry is None and cond.label is None for entry in texts])
+        return conditions.with_text(self, cond, text, count)
 
     def with_captions(self, cond: Cond, captions: Sequence[str]) -> Cond:
         """Adds the captions of images to their condition, in training and where it is measured; "" is none (None of `with_text`).
@@ -1116,88 +828,3 @@ class System:
     def takes_text(self) -> bool:
         """Whether the model was trained with captions."""
         return self.recipe.text is not None
-
-    def _class_index(self, label: Label) -> int:
-        if isinstance(label, str) and label in self.class_names:
-            return self.class_names.index(label)
-        index = int(label) if label is not None and str(label).isdigit() else -1
-        if 0 <= index < self.model.num_classes:
-            return index
-        hint = did_you_mean(str(label), self.class_names)
-        raise ConfigError(
-            f"label = {label!r} is not known to this model.{hint} An index in 0..{self.model.num_classes - 1} works too."
-        )
-
-    def _likelihood_of(self) -> str:
-        if self.tokenizer is None:
-            return f"{self.recipe.model.distribution}, over {self.num_dims:,} dimensions"
-        tokenizer = self.tokenizer
-        codes = (
-            f"{math.prod(self.codec.x_shape):,} codes of {self.codec.vocab_size:,} (tokenizer {tokenizer.fingerprint})"
-        )
-        return f"of {codes}, not of pixels"
-
-    def _card(self) -> str:
-        weights = sum(p.numel() for p in self.model.parameters())
-        classes = f"- classes: {', '.join(self.class_names)}\n" if self.class_names else ""
-        task, given, text = self.recipe.task, "", 'text="words", ' if self.takes_text else ""
-        use = f"model.sample(16, {text}seed=0)"
-        if task is not None:
-            given = f"given the source (task {task_name(task)}), "
-            mask = "known=masks, " if isinstance(task, Inpaint) else ""
-            use = f"model.transform(pictures, {mask}n=4, seed=0)"
-        return (
-            f"# {self.recipe.system}, {self.image_size}x{self.image_size}\n\n"
-            f"- {weights:,} parameters, {self.steps:,} optimiser steps, recipe {recipe_hash(self.recipe)}\n"
-            f"- likelihood: {'an upper bound' if self.likelihood_bound == 'upper' else 'exact'}, {given}"
-            f"{self._likelihood_of()}\n"
-            f"- trained on: {self.recipe.data.path}\n{classes}\n"
-            "```python\nimport rasterformer\n\n"
-            f'model = rasterformer.load("this folder")\n{use}\n```\n'
-        )
-
-
-def _one_for_each(name: str, given: Any, count: int) -> list[Any]:
-    """What was given for all or one for each, as one for each."""
-    each = [given] * count if given is None or isinstance(given, str | int) else list(given)
-    if len(each) != count:
-        raise ConfigError(f"{name} has {len(each)} entries for {count} images. Give one, or one for each.")
-    return each
-
-
-def _encoded(encoder: TextEncoder, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-    """As `TextEncoder.encode`, but every different text is read once, some at a time."""
-    number = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    parts = [encoder.encode(list(number)[rows], length=length) for rows in batches_of(len(number), TEXTS_AT_A_TIME)]
-    longest = max(known.shape[1] for _, known in parts)
-    index = torch.tensor([number[text] for text in texts])
-    given, known = (
-        torch.cat(
-            [torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in kind]
-        )
-        for kind in zip(*parts, strict=True)
-    )
-    return given[index], known[index]
-
-
-def load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
-    """The tokenizers that a recipe names, by field."""
-    paths = {name: getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")}
-    return {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
-
-
-def _codecs(recipe: Recipe, tokenizers: Mapping[str, Tokenizer], used: Tensor | None) -> dict[str, CodeCodec]:
-    """What a network must know of its tokenizers: images and sources at the size at which they are tokenized."""
-    size = recipe.data.image_size
-    sizes = {"tokenizer": size, "condition_tokenizer": size}
-    if recipe.task is not None and not isinstance(recipe.task, SuperResolution):
-        if "condition_tokenizer" not in tokenizers:
-            raise ConfigError(
-                f"model.condition_tokenizer is missing: the tokenizer of the sources of task {task_name(recipe.task)}. Train one "
-                "on them with system vqgan, by the recipe vqgan-map for example."
-            )
-        sizes["condition_tokenizer"] = source_shape(recipe.task, size).size
-    return {
-        name: tokenizer.codec(sizes[name], used=used if name == "tokenizer" else None)
-        for name, tokenizer in tokenizers.items()
-    }

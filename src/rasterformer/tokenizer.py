@@ -18,15 +18,17 @@ from rasterformer.codecs.vq.autoencoder import VQAutoencoder
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import source_of_picture
 from rasterformer.errors import ConfigError, DataError, did_you_mean
+from rasterformer.model_card import one_line
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_from_dict, recipe_hash, recipe_to_dict
+from rasterformer.tasks import SuperResolution, source_shape, task_name
 
 IMAGES_AT_A_TIME = 32
 # What the recipe says of a tokenizer's network that its weights do not
 NETWORK_FIELDS = ("pictures", "num_labels", "quantiser", "normalise", "fsq_levels", "attention_levels", "norm_groups")
 
 
-@dataclass
+@dataclass(repr=False)
 class Tokenizer:
     """An autoencoder with a codebook, ready to be used.
 
@@ -41,6 +43,10 @@ class Tokenizer:
     autoencoder: VQAutoencoder
     steps: int = 0
     origin: str = "new"
+
+    def __repr__(self) -> str:
+        network = self.autoencoder
+        return one_line("Tokenizer", self.recipe.system, self.image_size, network, steps=self.steps, origin=self.origin)
 
     @classmethod
     def create(cls, recipe: Recipe) -> Tokenizer:
@@ -210,3 +216,40 @@ def load_tokenizer(path: str | Path, *, device: str | torch.device | None = None
     tokenizer.autoencoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer.origin = str(path)
     return tokenizer
+
+
+def load_tokenizers(recipe: Recipe) -> dict[str, Tokenizer]:
+    """The tokenizers that a recipe names, by field.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_tokenizer`.
+    """
+    paths = {name: getattr(recipe.model, name, None) for name in ("tokenizer", "condition_tokenizer")}
+    return {name: load_tokenizer(path) for name, path in paths.items() if path is not None}
+
+
+def codecs_of(recipe: Recipe, tokenizers: Mapping[str, Tokenizer], used: Tensor | None) -> dict[str, CodeCodec]:
+    """What a network must know of its tokenizers: images and sources at the size at which they are tokenized.
+
+    Args:
+        recipe: gives the sizes.
+        tokenizers: by field of the recipe's model.
+        used: int64 [K'], codes that occur in the images. None: all.
+
+    Raises:
+        ConfigError: the task's sources have no tokenizer.
+        ShapeError: a size is no multiple of a tokenizer's factor.
+    """
+    size = recipe.data.image_size
+    sizes = {"tokenizer": size, "condition_tokenizer": size}
+    if recipe.task is not None and not isinstance(recipe.task, SuperResolution):
+        if "condition_tokenizer" not in tokenizers:
+            raise ConfigError(
+                f"model.condition_tokenizer is missing: the tokenizer of the sources of task {task_name(recipe.task)}. Train one "
+                "on them with system vqgan, by the recipe vqgan-map for example."
+            )
+        sizes["condition_tokenizer"] = source_shape(recipe.task, size).size
+    return {
+        name: tokenizer.codec(sizes[name], used=used if name == "tokenizer" else None)
+        for name, tokenizer in tokenizers.items()
+    }

@@ -18,8 +18,8 @@ from rasterformer.loading import stored_tokenizers, stored_used_codes
 from rasterformer.recipe import Recipe, TextConfig
 from rasterformer.recipe_file import load_recipe, recipe_hash, recipe_to_dict, recipe_to_yaml
 from rasterformer.recipe_images import open_recipe_images
-from rasterformer.system import System, load_tokenizers
-from rasterformer.tokenizer import Tokenizer
+from rasterformer.system import System
+from rasterformer.tokenizer import Tokenizer, load_tokenizers
 from rasterformer.training.codes import CodesLearner, codes_that_occur, make_codes, read_codes
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import LikelihoodLearner
