@@ -203,17 +203,18 @@ def obedience(found: dict[str, Record]) -> Iterator[str]:
         yield f"{found['references']['images']:,} held-out images:\n\n{table(head, rows)}"
         yield from _judge(found["references"]["judge"])
     for kind in ("seen pairs", "held-out pairs"):
-        rows, images = [], 0
+        rows, images = [], set()
         for name, group in models.items():
             for scale, one in group.items():
                 rows.append((f"`{name}`", scale, *_shares(one["rows"][kind])))
-                images = one["images"]
+                images.add(one["images"])
         for name, group in models.items():
             first = next(iter(group.items()))
             rows.append(
                 (f"`{name}`, of another caption", first[0], *_shares(first[1]["rows"][f"{kind}, of another caption"]))
             )
-        yield f"{kind.capitalize()}, {images:,} captions:\n\n{table(head, rows)}"
+        count = " or ".join(f"{number:,}" for number in sorted(images))
+        yield f"{kind.capitalize()}, {count} captions:\n\n{table(head, rows)}"
     yield "In brackets 95 %: of images by Wilson, of objects over images drawn again."
 
 
