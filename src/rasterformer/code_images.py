@@ -161,9 +161,7 @@ def condition_codes(system: System, source: Tensor, size: tuple[int, int]) -> Te
     if isinstance(system.recipe.task, SuperResolution):
         source = enlarge(source.cpu(), size, "bicubic")
     used = system.tokenizers.get("condition_tokenizer", tokenizer)
-    if size == (system.image_size, system.image_size):
-        return used.encode(source)
-    return encode_in_tiles(used.codec(), source)
+    return _tokenized(system, used, source, size)
 
 
 def draw_codes(
@@ -340,9 +338,14 @@ def known_codes(system: System, images: Tensor, known: Tensor) -> tuple[Tensor, 
             f"What is drawn sees no others, and may not fit them: mark fewer, larger holes, with borders at multiples of {f}.",
             stacklevel=2,
         )
-    own_size = images.shape[2:] == (system.image_size, system.image_size)
-    codes = tokenizer.encode(filled) if own_size else encode_in_tiles(tokenizer.codec(), filled).cpu()
-    return codec.from_tokenizer(codes), where
+    return codec.from_tokenizer(_tokenized(system, tokenizer, filled, (images.shape[2], images.shape[3]))), where
+
+
+def _tokenized(system: System, tokenizer: Tokenizer, pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Codes int64 [B, h, w] on the CPU, in tiles where the images that the pictures belong to are not of the model's own size."""
+    if size == (system.image_size, system.image_size):
+        return tokenizer.encode(pictures)
+    return encode_in_tiles(tokenizer.codec(), pictures).cpu()
 
 
 def _condition_map(system: System, condition: Tensor | None, grid: tuple[int, int], count: int) -> Tensor | None:

@@ -64,7 +64,7 @@ def cond_of(
             for k, entry in enumerate(labels)
         ]
         cond = Cond(label=torch.tensor(classes, device=system.device))
-    cond = with_text(system, cond, texts, count)
+    cond = _with_states(system, cond, texts)
     if not draws_class or system.takes_text:
         cond = _hidden(system, cond, nothing)
     if guidance_scale != 1.0 and cond.dropped is not None:
@@ -78,7 +78,16 @@ def cond_of(
 
 def with_text(system: System, cond: Cond, text: Text | Sequence[Text], count: int) -> Cond:
     """`System.with_text`."""
-    config, texts = system.recipe.text, _texts(text, count)
+    texts = _texts(text, count)
+    cond = _with_states(system, cond, texts)
+    if not system.takes_text:
+        return cond
+    return _hidden(system, cond, [entry is None and cond.label is None for entry in texts])
+
+
+def _with_states(system: System, cond: Cond, texts: Sequence[Text]) -> Cond:
+    """Adds what the model reads of texts, one for each image; None is read as an empty one."""
+    config = system.recipe.text
     if config is None:
         if any(entry is not None for entry in texts):
             raise ConfigError("text was given, but this model was trained without captions. Leave it out.")
@@ -97,10 +106,8 @@ def with_text(system: System, cond: Cond, text: Text | Sequence[Text], count: in
         part.to(system.device) for part in _encoded(encoder, [entry or "" for entry in texts], config.length)
     )
     if encoder.dim is None:
-        cond = replace(cond, text_tokens=given, text_known=known)
-    else:
-        cond = replace(cond, text=given, text_known=known)
-    return _hidden(system, cond, [entry is None and cond.label is None for entry in texts])
+        return replace(cond, text_tokens=given, text_known=known)
+    return replace(cond, text=given, text_known=known)
 
 
 def _hidden(system: System, cond: Cond, nothing: Sequence[bool]) -> Cond:
