@@ -8,6 +8,7 @@ SCRIPTS = {
     "training_step": "speed of a training step: local attention against dense and two libraries; share of the peak",
     "sampling": "speed and memory of sampling: against ImageGPT and naive re-evaluation, by image size, in parallel",
     "codes_speed": "speed of quantisers, VQGAN autoencoder and drawing codes: against three libraries",
+    "imagen_speed": "speed of pixel diffusion: training step, drawing, samplers, guidance, checkpointing, against diffusers",
     "super_resolution": "8x8 -> 32x32 on cartoon faces: 1D and 2D attention, samples beside simple means",
     "source_gain": "CIFAR-10 with and without an 8x8 source, the same size and training time",
     "restoration": "in-painting, colourisation and denoising after short trainings",
@@ -15,6 +16,7 @@ SCRIPTS = {
     "surprise": "foreign and damaged images among clean ones: how many of them a ranking by likelihood finds",
     "vqgan": "tokenizers, priors over their codes, conditions and a large picture, from finished runs",
     "vq_diffusion": "VQ-Diffusion beside an autoregressive model over the same codes, from finished runs",
+    "imagen": "Imagen beside all other systems: text, likelihood, in-painting, samplers, one table; from finished runs",
     "render": "docs/results.md from the JSON of the others",
 }
 

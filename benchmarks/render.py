@@ -16,6 +16,8 @@ import torch
 from benchmarks.markdown import circumstances, table, write_drawing
 from benchmarks.record import PICTURES, RESULTS, ROOT
 from benchmarks.render_codes_speed import codes_speed
+from benchmarks.render_imagen import imagen, read_parts
+from benchmarks.render_imagen_speed import imagen_speed
 from benchmarks.render_vq_diffusion import vq_diffusion
 from benchmarks.render_vqgan import vqgan
 from rasterformer.evaluation.likelihood import mean_interval
@@ -55,8 +57,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
     """Yields the page, paragraph by paragraph; benchmarks without a JSON are left out."""
     yield (
         "# Results\n\nWritten by `python -m benchmarks render` from the JSON in `benchmarks/results/`; do not edit. Every "
-        "likelihood of pixels is exact, in bits per dimension (sub-pixel) of held-out images; lower is better. Models over "
-        "codes have a likelihood of codes, in nats per code, which does not compare with it."
+        "likelihood of pixels is exact where it is not called a bound, in bits per dimension (sub-pixel) of held-out images; "
+        "lower is better. Models over codes have a likelihood of codes, in nats per code, which does not compare with it."
     )
     folder = results / "cifar10_20_minutes"
     records = {name: _read(folder / f"{name}.json") for name in CONTESTANTS if (folder / f"{name}.json").exists()}
@@ -68,6 +70,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from training_step(_read(results / "training_step.json"))
     if (results / "codes_speed.json").exists():
         yield from codes_speed(_read(results / "codes_speed.json"))
+    if (results / "imagen_speed.json").exists():
+        yield from imagen_speed(_read(results / "imagen_speed.json"))
     if (results / "super_resolution.json").exists():
         yield from super_resolution(_read(results / "super_resolution.json"), results / "super_resolution-remarks.md")
     if (results / "source_gain.json").exists():
@@ -82,6 +86,8 @@ def sections(results: Path, docs: Path) -> Iterator[str]:
         yield from vqgan(_read(results / "vqgan.json"), results / "vqgan-remarks.md", docs / PICTURES.name)
     if (results / "vq_diffusion.json").exists():
         yield from vq_diffusion(_read(results / "vq_diffusion.json"), results / "vq_diffusion-remarks.md")
+    if (results / "imagen").is_dir():
+        yield from imagen(read_parts(results / "imagen"), results / "imagen-remarks.md")
 
 
 def twenty_minutes(records: Mapping[str, Record], files: Record, folder: Path, docs: Path) -> Iterator[str]:

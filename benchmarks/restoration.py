@@ -19,9 +19,9 @@ from benchmarks import render
 from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
 from benchmarks.runs import likelihood, load_or_train, run_record
 from rasterformer.data.png import write_png
+from rasterformer.drawing.canvas import source_sheet
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
-from rasterformer.image_to_image import source_sheet
 from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System

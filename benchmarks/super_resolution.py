@@ -24,10 +24,10 @@ from benchmarks.record import PICTURES, RESULTS, circumstances, write_json
 from benchmarks.runs import likelihood, load_or_train, run_record
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.png import image_grid, write_png
+from rasterformer.drawing.canvas import visible_source
 from rasterformer.errors import RasterformerError
 from rasterformer.evaluation.judge import judge_samples
 from rasterformer.evaluation.likelihood import mean_interval
-from rasterformer.image_to_image import visible_source
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe
 from rasterformer.recipe_images import open_recipe_images

@@ -23,11 +23,12 @@ from benchmarks.scene_judge import load_judge
 from benchmarks.scene_obedience import obedience
 from benchmarks.timing import in_turn, ratio, spread
 from rasterformer.autoregressive.noise import image_generators
-from rasterformer.code_images import CodeOptions, decode, draw_codes, known_codes, window_of
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.data.imageset import ImageSet
 from rasterformer.diffusion.denoiser import CodeDenoiser
-from rasterformer.drawing import Precision
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
+from rasterformer.drawing.code_images import CodeOptions, decode, draw_codes, known_codes, window_of
+from rasterformer.drawing.options import Precision
 from rasterformer.evaluation.code_likelihood import evaluate_codes
 from rasterformer.evaluation.frechet import frechet_distance
 from rasterformer.evaluation.likelihood import mean_interval
@@ -367,6 +368,7 @@ def filled_codes(
     """The codes of images, those that are not known drawn: int64 [B, h, w]; and which were known, bool [B, h, w]."""
     system = model.system
     network = system.model if precision == "float32" else system.model.to_bfloat16()
+    assert not isinstance(network, ImageDenoiser), "a model over codes"
     codes, where = known_codes(system, images, masks)
     x, given = model.codec.to_x(codes), model.codec.to_x(where)[..., 0]
     parts = []

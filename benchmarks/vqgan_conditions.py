@@ -22,8 +22,8 @@ from benchmarks.obedience import (
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.palette import label_colours
 from rasterformer.data.png import write_png
+from rasterformer.drawing.canvas import source_sheet
 from rasterformer.evaluation.code_likelihood import evaluate_codes
-from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System

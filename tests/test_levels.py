@@ -15,8 +15,7 @@ LEVELS = {
     "codecs": 2, "conditioning": 2, "autoregressive": 2, "diffusion": 2,
     "systems": 3,
     "training": 4, "evaluation": 4, "compression": 4, "manifest": 4, "checkpoint": 4, "system": 4, "loading": 4,
-    "image_to_image": 4, "recipe_images": 4, "code_sets": 4, "code_images": 4, "code_drawing": 4, "code_filling": 4, "batches": 4,
-    "pixel_drawing": 4, "drawing": 4, "conditions": 4, "given_images": 4, "model_card": 4, "abilities": 4,
+    "drawing": 4, "recipe_images": 4, "code_sets": 4, "batches": 4, "given_images": 4, "model_card": 4, "cascade": 4,
     "tokenizer": 4, "weights": 4,
     "cli": 5, "study": 5, "studio": 5,
 }  # fmt: skip

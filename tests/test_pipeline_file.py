@@ -6,7 +6,7 @@ import pytest
 
 from rasterformer.errors import ConfigError
 from rasterformer.pipeline_file import Pipeline, load_pipeline, with_data
-from rasterformer.tasks import Edges, Paired
+from rasterformer.tasks import Edges, Paired, SuperResolution
 
 PLAIN = """
 pipeline:
@@ -31,6 +31,13 @@ pipeline:
       task.source_path: maps
       task.source_size: 32
       task.source_reduction: nearest
+"""
+CASCADE = """
+pipeline:
+  upscaler_2: {recipe: imagen-tiny-upscaler, set: {data.image_size: 64, task.factor: 4}}
+  base: {recipe: imagen-tiny, set: {training.steps: 7}}
+  upscaler: {recipe: imagen-tiny-upscaler}
+samples: 5
 """
 
 
@@ -184,3 +191,94 @@ def test_a_size_of_the_prior_that_does_not_suit_the_tokenizer_of_its_sources_is_
         ConfigError, match=r"stage condition_tokenizer has 1 problem:\s+data\.image_size = 66 is no multiple"
     ):
         with_data(pipeline, "photos", Path("runs"))
+
+
+def test_stages_of_a_cascade_run_in_their_order(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, CASCADE, ("upscaler.training.seed", "9"))
+    assert pipeline.is_cascade and not load(tmp_path, PLAIN).is_cascade
+    assert list(pipeline.stages) == ["base", "upscaler", "upscaler_2"] and pipeline.samples == 5
+    assert [recipe.data.image_size for recipe in pipeline.stages.values()] == [8, 16, 64]
+    tasks = [recipe.task for recipe in pipeline.stages.values()]
+    assert tasks == [None, SuperResolution(2), SuperResolution(4)]
+    assert [recipe.training.seed for recipe in pipeline.stages.values()] == [0, 9, 0]
+    assert pipeline.stages["base"].training.steps == 7
+
+
+def test_all_stages_of_a_cascade_learn_from_the_same_images(tmp_path: Path) -> None:
+    filled = with_data(load(tmp_path, CASCADE), "photos", Path("runs/mine"))
+    assert {recipe.data.path for recipe in filled.stages.values()} == {"photos"} and filled.samples == 5
+    pipeline = load(tmp_path, CASCADE, ("base.data.path", "flowers"))
+    kept = with_data(pipeline, None, Path("runs/mine"))
+    assert [recipe.data.path for recipe in kept.stages.values()] == ["flowers", None, None]
+
+
+BASE, UPSCALER = "base: {recipe: imagen-tiny}", "upscaler: {recipe: imagen-tiny-upscaler}"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (f"{BASE}, {TOKENIZER}", r"pipeline\.tokenizer is no stage of a cascade, which has base, upscaler, upscaler_2"),
+        (f"{UPSCALER}, {TOKENIZER}, {PRIOR}", r"pipeline\.tokenizer is no stage of a cascade"),
+        (BASE, r"pipeline\.upscaler is missing"),
+        (UPSCALER, r"pipeline\.base is missing"),
+        (f"{BASE}, upscaler_2: {{recipe: imagen-tiny-upscaler}}", r"pipeline\.upscaler is missing"),
+        (
+            f"base: {{recipe: tiny}}, {UPSCALER}",
+            "base has a recipe of system image_transformer; it needs a diffusion model",
+        ),
+        (
+            f"{BASE}, upscaler: {{recipe: vq-diffusion-tiny}}",
+            "system vq_diffusion; it needs a diffusion model of pixels",
+        ),
+        (
+            f"{BASE}, upscaler: {{recipe: imagen-tiny}}",
+            r"upscaler\.task is missing; an upscaler needs super_resolution",
+        ),
+        (f"{BASE}, upscaler: {{recipe: imagen-inpaint}}", r"upscaler\.task is inpaint; an upscaler needs"),
+        (
+            f"base: {{recipe: imagen-tiny-upscaler}}, {UPSCALER}",
+            r"base\.task is super_resolution, but the base draws from n",
+        ),
+    ],
+)
+def test_what_is_no_cascade_is_refused(tmp_path: Path, stages: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, f"pipeline: {{{stages}}}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"base.data.image_size": "16"},
+            r"image_size = 16 and upscaler\.task\.factor = 2 make images from those of 8x8 pixels, but base draws 16x16",
+        ),
+        ({"upscaler.task.factor": "4"}, "make images from those of 4x4 pixels, but base draws 8x8"),
+        (
+            {"upscaler_2.task.factor": "2"},
+            r"upscaler_2\.task\.factor = 2 .* 32x32 pixels, but upscaler draws 16x16 \(upscaler\.data\.image_size\)",
+        ),
+        (
+            {"upscaler.data.use_labels": "true"},
+            r"upscaler\.data\.use_labels = true, but base\.data\.use_labels = false",
+        ),
+        ({"upscaler_2.data.fit": "stretch"}, r"upscaler_2\.data\.fit = 'stretch', but base\.data\.fit = 'crop'"),
+        ({"base.data.trim": "[1, 0]"}, r"(?s)upscaler\.data\.trim = \(0, 0\), but base.*upscaler_2\.data\.trim"),
+    ],
+)
+def test_stages_of_a_cascade_that_do_not_fit_are_refused(
+    tmp_path: Path, overrides: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, CASCADE, *overrides.items())
+
+
+def test_a_base_with_classes_may_have_upscalers_without(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, CASCADE, ("base.data.use_labels", "true"))
+    assert [recipe.data.use_labels for recipe in pipeline.stages.values()] == [True, False, False]
+
+
+def test_an_override_that_names_no_stage_of_a_cascade_is_refused_with_an_example(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'prior\.model\.depth' names no stage .*base\.training\.minutes"):
+        load(tmp_path, CASCADE, ("prior.model.depth", "8"))

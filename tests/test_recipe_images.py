@@ -1,5 +1,6 @@
 """The images of a recipe: fitted as it says and, for a paired task, with their partners."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,9 @@ from rasterformer.data import open_images
 from rasterformer.errors import ConfigError, DataError
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe
-from rasterformer.recipe_images import open_recipe_images
+from rasterformer.recipe_images import open_images_of, open_recipe_images
+from rasterformer.system import System
+from rasterformer.tasks import SuperResolution
 
 Split = Literal["train", "test", "all"]
 NAMES = [f"{k}.png" for k in range(10)]
@@ -143,3 +146,15 @@ def test_sources_have_a_reduction_of_their_own(folders: tuple[Path, Path], reduc
     direct = open_images(str(folders[1]), image_size=4, reduction=reduction)
     assert images.preprocessing == "none (stored at 8x8)" and images.sources is not None
     assert torch.equal(images.sources.images(slice(None)), direct.images(slice(None)))
+
+
+def test_the_images_of_a_cascade_are_those_of_its_last_stage(folders: tuple[Path, Path]) -> None:
+    words = [("data.path", str(folders[0])), ("data.image_size", "4"), ("data.holdout_fraction", "0.4")]
+    base = System.create(load_recipe("imagen-tiny", words))
+    recipe = replace(base.recipe, data=replace(base.recipe.data, image_size=8), task=SuperResolution(2))
+    cascade = replace(base, upscalers=(System.create(recipe),))
+    small, large = open_images_of(base, "test"), open_images_of(cascade, "test")
+    assert (small.image_size, large.image_size, large.names) == (4, 8, small.names)
+    assert torch.equal(large.images(slice(None)), open_recipe_images(recipe, "test").images(slice(None)))
+    assert small.fingerprint == large.fingerprint
+    assert open_images_of(cascade, "all", path=str(folders[0])).num_images == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from scipy import stats
 from torch import Tensor
 
 import rasterformer
-from rasterformer import code_images
 from rasterformer.autoregressive.noise import NoiseStream, image_generators, stream_seed
 from rasterformer.conditioning.edges import canny_edges
 from rasterformer.conditioning.resize import enlarge
+from rasterformer.drawing import code_images
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, SampleOptions
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
@@ -247,9 +248,13 @@ def test_models_of_pixels_take_no_options_of_codes(options: dict[str, Any]) -> N
         width=8, depth=1, num_heads=2, mlp_width=8, dropout_prob=0.0, block_length=16, memory_length=16
     )
     system = System.create(Recipe("image_transformer", config, DataConfig(image_size=4), TrainingConfig()))
-    with pytest.raises(ConfigError, match="are for models over codes, and this one draws pixels"):
+    ((name, value),) = options.items()
+    with pytest.raises(
+        ConfigError,
+        match=re.escape(f"{name} = {value!r} has no meaning here: this is a model that draws pixel by pixel"),
+    ):
         system.sample(1, **options)
-    with pytest.raises(ConfigError, match="candidates and text are for models over codes"):
+    with pytest.raises(ConfigError, match="candidates = 2 is for models over codes"):
         system.complete(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), candidates=2)
     with pytest.raises(ConfigError, match="works on pixels and has no codes"):
         system.code_nats(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
@@ -441,7 +446,9 @@ def test_sources_that_cannot_be_transformed_are_refused(size: tuple[int, int], e
         system.transform(torch.zeros(1, 3, *size, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="a source of 8x12 pixels is larger than the model's 8x8"):
         system.transform(torch.zeros(1, 3, 8, 12, dtype=torch.uint8), tile=False)
-    with pytest.raises(ConfigError, match="overlap = 2 is for models of pixels"):
+    with pytest.raises(
+        ConfigError, match="overlap = 2 is for models that draw pixel by pixel; this one slides a window"
+    ):
         system.transform(torch.zeros(1, 3, 8, 12, dtype=torch.uint8), overlap=2)
     with pytest.raises(ConfigError, match="n = 0"):
         system.transform(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), n=0)

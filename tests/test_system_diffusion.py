@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import rasterformer
-from rasterformer import code_images
 from rasterformer.autoregressive.noise import image_generators, stream_seed
 from rasterformer.conditioning.carry_on import carry_on
 from rasterformer.conditioning.text import ByteTokens
@@ -21,7 +20,8 @@ from rasterformer.data.png import to_pil
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.diffusion.draw import draw_codes
 from rasterformer.diffusion.options import DiffusionOptions
-from rasterformer.drawing import Precision
+from rasterformer.drawing import code_images
+from rasterformer.drawing.symbols import Precision
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, Known
 from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
@@ -157,7 +157,12 @@ def test_every_option_reaches_the_sampler(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "error", "message"),
     [
-        ({}, {"parallel": True}, ConfigError, "parallel is for models that draw code by code"),
+        (
+            {},
+            {"parallel": True},
+            ConfigError,
+            "parallel = True has no meaning here: this is a diffusion model over codes",
+        ),
         ({}, {"steps": 7}, ConfigError, r"steps = 7 must lie in 1\.\.6"),
         ({}, {"steps": 0, "order": "random"}, ConfigError, "steps = 0 must be at least 1"),
         ({}, {"order": "purty"}, ConfigError, "order = 'purty' is unknown.*purity"),
@@ -188,14 +193,14 @@ def test_what_cannot_be_drawn_is_refused(
 @pytest.mark.parametrize("options", [{"steps": 2}, {"order": "random"}, {"purity_weight": 1.0}], ids=str)
 def test_other_models_take_no_options_of_diffusion(options: dict[str, Any]) -> None:
     prior, pixels = autoregressive(), of_pixels()
+    ((name, value),) = options.items()
+    refused = f"{name} = {value!r} has no meaning here: this is a model that draws"
     for draw in (prior.sample, lambda **more: prior.complete(random_images(), **more)):
-        with pytest.raises(ConfigError, match="are for diffusion models, and this one draws code by code"):
+        with pytest.raises(ConfigError, match=f"{refused} code by code"):
             draw(**options)
     small = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     for draw in (pixels.sample, lambda **more: pixels.complete(small, **more)):
-        with pytest.raises(
-            ConfigError, match="order and purity_weight are for models over codes, and this one draws pixels"
-        ):
+        with pytest.raises(ConfigError, match=f"{refused} pixel by pixel"):
             draw(**options)
 
 
@@ -401,10 +406,12 @@ def test_a_plan_counts_what_guidance_shows_the_network_twice() -> None:
     assert (plain.num_images, plain.batch_size, plain.positions) == (4, 2, 64)
     assert plain.bytes_per_image > 64 * 4 * 1024 and guided.bytes_per_image > 1.9 * plain.bytes_per_image
     assert system.plan_sampling(4, size=(20, 24)).positions == 120
-    with pytest.raises(ConfigError, match="parallel is for models that draw code by code"):
+    with pytest.raises(ConfigError, match="parallel = True has no meaning here: this is a diffusion model over codes"):
         system.plan_sampling(1, parallel=True)
     with pytest.raises(ConfigError, match=r"steps = 0 must lie in 1\.\.6"):
         system.plan_sampling(1, steps=0)
+    with pytest.raises(ConfigError, match="top_k = 0"):
+        system.plan_sampling(1, top_k=0)
     with pytest.raises(ConfigError, match=r"window_stride = 9 must lie in 1\.\.8, the smaller side of the window"):
         system.plan_sampling(1, size=(20, 24), window_stride=9)
 
@@ -506,7 +513,7 @@ KNOWN, HIDDEN = torch.ones(16, 16, dtype=torch.bool), torch.zeros(16, 16, dtype=
         ((17, 16), HIDDEN[:1].expand(17, 16), {}, ShapeError, "size = 17x16 pixels is no multiple"),
         ((14, 16), HIDDEN[:14], {}, ShapeError, "size = 14x16 pixels is smaller than the model's"),
         ((16, 18), HIDDEN, {"tile": False}, ConfigError, "a source of 16x18 pixels is larger"),
-        ((16, 16), HIDDEN, {"overlap": 2}, ConfigError, "overlap = 2 is for models of pixels"),
+        ((16, 16), HIDDEN, {"overlap": 2}, ConfigError, "overlap = 2 is for models that draw pixel by pixel"),
         ((16, 16), HIDDEN, {"n": 0}, ConfigError, "n = 0"),
         ((16, 16), HIDDEN, {"steps": 99}, ConfigError, "steps = 99"),
     ],
@@ -523,7 +530,7 @@ def test_what_cannot_be_filled_in_is_refused(
     [
         ({"candidates": 2}, ConfigError, "candidates = 2, but a diffusion model sees all that is known already"),
         ({"candidates": 0}, ConfigError, "candidates = 0 must be at least 1"),
-        ({"parallel": True}, ConfigError, "parallel is for models that draw code by code"),
+        ({"parallel": True}, ConfigError, "parallel = True has no meaning here: this is a diffusion model over codes"),
         ({"known": torch.ones(16, 16, dtype=torch.bool)}, ConfigError, "every code of the image is known"),
         ({"known": torch.ones(8, 8, dtype=torch.bool)}, ShapeError, r"known is torch.bool \[8, 8\]"),
         ({"n": 0}, ConfigError, "n = 0 must be at least 1"),

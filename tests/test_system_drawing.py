@@ -175,6 +175,8 @@ def test_bfloat16_turns_the_heads_of_a_large_image_by_the_same_angles() -> None:
         ({"batch_size": 0}, "n = 2 and batch_size = 0 must be at least 1"),
         ({"parallel": True, "batch_size": 2}, "batch_size = 2, but parallel draws one image at a time"),
         ({"precision": "float16"}, "precision = 'float16' is not known. Use float32 or bfloat16"),
+        ({"temperature": 0.0}, r"temperature = 0\.0 must be above 0"),
+        ({"top_p": 1.5}, r"top_p = 1\.5"),
     ],
 )
 def test_ways_of_drawing_that_make_no_sense_are_refused(tiny: System, how: dict, message: str) -> None:

@@ -209,7 +209,7 @@ def test_tensors_of_another_shape_or_dtype_are_refused(images: Tensor) -> None:
 def test_no_pictures_and_no_results_are_refused() -> None:
     with pytest.raises(ConfigError, match="no images were given"):
         make("denoise").transform([])
-    with pytest.raises(ConfigError, match="n = 0 and batch_size = None must be at least 1"):
+    with pytest.raises(ConfigError, match="n = 0 must be at least 1"):
         make("denoise").transform(pictures(1, 4, 4), n=0)
     with pytest.raises(ConfigError, match="temperature = 0"):
         make("denoise").transform(pictures(1, 4, 4), temperature=0.0)
@@ -256,6 +256,36 @@ def test_progress_counts_all_tiles_and_results_are_told_in_order() -> None:
     total = 2 * 2 * 2 * 16  # pictures, results, tiles, positions
     assert told[-1] == (total, total) and [done for done, _ in told] == sorted({done for done, _ in told})
     assert [number for number, _ in given] == [0, 1] and same([images for _, images in given], results)
+
+
+def test_drawing_from_sources_tells_the_results_of_each() -> None:
+    system, given = make("denoise"), {}
+    results = system.draw_from(Cond(source=pictures(3, 4, 4)), n=2, batch_size=4, on_images=given.__setitem__)
+    assert results.shape == (3, 2, 3, 4, 4)
+    assert list(given) == [0, 1, 2] and all(torch.equal(given[k], results[k]) for k in range(3))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"batch_size": 1}, {"label": 1}], ids=str)
+@pytest.mark.parametrize("name", ["upscale", "colourise", "denoise"])
+def test_the_methods_of_a_task_take_what_transform_takes(name: str, options: dict[str, Any]) -> None:
+    system, images = make(name, num_classes=2), pictures(2, SOURCE_SIZE[name], SOURCE_SIZE[name])
+    found = getattr(system, name)(images, n=2, seed=3, as_tensor=True, **options)
+    assert same(found, system.transform(images, n=2, seed=3, as_tensor=True, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": True}, "parallel is for sample and complete"),
+        ({"size": (8, 8)}, r"size = \(8, 8\) is for sample; here the pictures say it"),
+        ({"steps": 3}, "steps = 3 has no meaning here: this is a model that draws pixel by pixel"),
+        ({"sampler": "ddim"}, "sampler = 'ddim' has no meaning here: this is a model that draws pixel by pixel"),
+    ],
+    ids=str,
+)
+def test_ways_of_drawing_that_are_for_others_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make("denoise").transform(pictures(1, 4, 4), **options)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -36,3 +36,8 @@ def in_parts(on_step: OnStep | None, rows: slice, total: int, length: int) -> On
 def one_of(on_step: OnStep, k: int, count: int) -> OnStep:
     """Progress of picture k as progress of all, which are taken to be alike."""
     return lambda done, every: on_step(k * every + done, count * every)
+
+
+def in_rows(on_images: OnImages | None, n: int) -> OnImages | None:
+    """Takes (number of a picture, its n results), and hands on (index of the first among all results, these)."""
+    return None if on_images is None else lambda k, results: on_images(k * n, results)

@@ -34,6 +34,7 @@ CONFIG_FIELDS: dict[str, type] = {
     "x_shape": list,
     "steps": int,
     "tokenizers": dict,  # name of a frozen network -> its recipe, steps and the like
+    "upscalers": list,  # of a cascade: these fields for each, whose weights are the groups upscaler_1, upscaler_2, ...
     "text_encoder": str,  # fingerprint of the frozen network that captions were read by
 }
 REQUIRED_FIELDS = ("recipe", "num_classes")
@@ -89,6 +90,11 @@ def read_model(path: str | Path) -> Stored:
         else:
             newest = latest_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
             if newest is None:
+                if (folder / "base").is_dir():
+                    raise CheckpointError(
+                        f"{str(path)!r} is a pipeline's folder whose cascade is not finished. Go on with it by --resume; its "
+                        f"first stage is {folder / 'base'}."
+                    )
                 if (folder / "prior").is_dir():
                     raise CheckpointError(f"{str(path)!r} is a pipeline's folder. Its model is {folder / 'prior'}.")
                 raise CheckpointError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from torch import Tensor
 from rasterformer import registry
 from rasterformer.checkpoint import Stored, check_weights, latest_checkpoint, load_checkpoint, read_model
 from rasterformer.errors import ConfigError
+from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_from_dict
-from rasterformer.system import USED_CODES, System
+from rasterformer.system import USED_CODES, System, upscaler_group
 from rasterformer.tokenizer import Tokenizer
 
 
@@ -22,45 +25,35 @@ def load(
     """Loads a model folder, a run folder or a checkpoint, in evaluation mode.
 
     Of a run its finished model is taken, or else its newest checkpoint that verifies; of a checkpoint the averaged
-    weights, where it has them. Nothing is looked up on a network.
+    weights, where it has them. A cascade comes with its upscalers. Nothing is looked up on a network.
 
     Args:
         path: the folder.
         device: where the weights go. None: a CUDA device where there is one, else the processor.
-        text_folder: where the text encoder that the model was trained with lies now (`text.encoder: folder`). None: where it
-            lay then.
+        text_folder: where the text encoder that the model was trained with lies now (`text.encoder: folder`); of a cascade, that
+            of all stages. None: where it lay then.
 
     Raises:
         CheckpointError: there is no such folder, a file is damaged, or the weights do not fit the recipe.
         ConfigError: it is a tokenizer, which is loaded by `load_tokenizer`; or text_folder is given and it reads none.
     """
     stored = read_model(path)
-    config, where = stored.config, f"{stored.folder}/config.json"
+    config = stored.config
     if config["recipe"].get("system") in registry.TOKENIZERS:
         raise ConfigError(
             f"{str(path)!r} is a tokenizer, which turns images into codes and back but draws none. Use reconstruct, tokenize or "
             "load_tokenizer, or train a prior on it: rasterformer train vqgan-prior --model.tokenizer ..."
         )
-    recipe = recipe_from_dict(config["recipe"], where=where)
-    if text_folder is not None:
-        if recipe.text is None or recipe.text.encoder != "folder":
-            raise ConfigError(f"text_folder = {str(text_folder)!r}: {path} reads texts by no folder. Leave it out.")
-        recipe = replace(recipe, text=replace(recipe.text, folder=str(text_folder)))
-    tokenizers = _tokenizers(stored)
-    system = System.create(
-        recipe,
-        class_names=config.get("class_names", ()),
-        num_classes=config["num_classes"],
-        tokenizers=tokenizers,
-        used_codes=stored.tensors.get(USED_CODES, {}).get("used"),
-    )
-    system.trained_on_text = config.get("text_encoder")
-    check_weights(system.model, stored.tensors["model"], str(stored.folder))
-    system.model.load_state_dict(stored.tensors["model"])
-    system.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    system.model.eval()
-    system.steps, system.origin = config.get("steps", 0), str(path)
-    return system
+    stages = [
+        _stage(stored, part, number, text_folder=text_folder)
+        for number, part in enumerate([config, *config.get("upscalers", ())])
+    ]
+    if text_folder is not None and not any(_reads_by_folder(stage.recipe) for stage in stages):
+        raise ConfigError(f"text_folder = {str(text_folder)!r}: {path} reads texts by no folder. Leave it out.")
+    for stage in stages:
+        stage.origin = str(path)
+    system = replace(stages[0], upscalers=tuple(stages[1:]))
+    return system.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def stored_tokenizers(folder: Path) -> dict[str, Tokenizer]:
@@ -82,6 +75,32 @@ def stored_used_codes(run: Path) -> Tensor | None:
     """
     newest = latest_checkpoint(run / "checkpoints")
     return None if newest is None else load_checkpoint(newest).tensors.get(USED_CODES, {}).get("used")
+
+
+def _stage(stored: Stored, config: Mapping[str, Any], number: int, *, text_folder: str | Path | None) -> System:
+    """The model itself (number 0) or one of its upscalers, by its part of config.json and its group of weights."""
+    group = upscaler_group(number) if number else "model"
+    where = f"{stored.folder}/config.json" + (f", {group}" if number else "")
+    recipe = recipe_from_dict(config["recipe"], where=where)
+    if text_folder is not None and recipe.text is not None and _reads_by_folder(recipe):
+        recipe = replace(recipe, text=replace(recipe.text, folder=str(text_folder)))
+    system = System.create(
+        recipe,
+        class_names=config.get("class_names", ()),
+        num_classes=config["num_classes"],
+        tokenizers=None if number else _tokenizers(stored),
+        used_codes=None if number else stored.tensors.get(USED_CODES, {}).get("used"),
+    )
+    weights = stored.tensors.get(group, {})
+    check_weights(system.model, weights, f"{stored.folder}, {group}" if number else str(stored.folder))
+    system.model.load_state_dict(weights)
+    system.model.eval()
+    system.trained_on_text, system.steps = config.get("text_encoder"), config.get("steps", 0)
+    return system
+
+
+def _reads_by_folder(recipe: Recipe) -> bool:
+    return recipe.text is not None and recipe.text.encoder == "folder"
 
 
 def _tokenizers(stored: Stored) -> dict[str, Tokenizer]:

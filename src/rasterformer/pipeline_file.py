@@ -4,6 +4,8 @@ pipeline:
   tokenizer: {recipe: vqgan, set: {training.minutes: 30}}
   prior: {recipe: vqgan-prior}
 samples: 16
+
+These are the stages of a model over codes. Those of a cascade are base, upscaler and upscaler_2.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from rasterformer import registry
 from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import load_recipe, read_yaml, recipe_from_dict, recipe_to_dict
-from rasterformer.tasks import Paired, SuperResolution, source_shape
+from rasterformer.tasks import Paired, SuperResolution, source_shape, task_name
 
-STAGES = ("tokenizer", "condition_tokenizer", "prior")
+OF_CODES = ("tokenizer", "condition_tokenizer", "prior")
+OF_CASCADE = ("base", "upscaler", "upscaler_2")
+STAGES = OF_CODES + OF_CASCADE
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,18 @@ class Pipeline:
     """Stages in their order, and what to draw at the end.
 
     Args:
-        stages: name -> recipe; `tokenizer`, `condition_tokenizer` where the prior has a task that needs one, `prior`.
-        samples: images drawn at the end, for a prior without a task.
+        stages: name -> recipe; `tokenizer`, `condition_tokenizer` where the prior has a task that needs one, `prior`; or of a
+            cascade `base`, `upscaler`, and `upscaler_2` where there is one.
+        samples: images drawn at the end, unless the prior has a task.
     """
 
     stages: dict[str, Recipe]
     samples: int = 16
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether its stages are of a cascade, and not of a model over codes."""
+        return "base" in self.stages
 
 
 def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipeline | None:
@@ -45,7 +55,8 @@ def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ())
         overrides: pairs such as `("tokenizer.training.minutes", "5")`: stage, section and field.
 
     Raises:
-        ConfigError: as `load_recipe`; a stage is unknown or missing; or a recipe is not of the kind that its stage needs.
+        ConfigError: as `load_recipe`; a stage is unknown, missing or of another kind of pipeline; a recipe is not of the kind
+            that its stage needs; or stages do not fit one another.
     """
     content = read_yaml(source)
     if "pipeline" not in content:
@@ -59,7 +70,14 @@ def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ())
     wrong = [name for name in stages if name not in STAGES]
     if wrong:
         raise ConfigError(f"{source}: pipeline.{wrong[0]} is no stage.{did_you_mean(wrong[0], STAGES)}")
-    missing = [name for name in ("tokenizer", "prior") if name not in stages]
+    is_cascade = any(name in stages for name in OF_CASCADE)
+    kind, needed = (OF_CASCADE, ("base", "upscaler")) if is_cascade else (OF_CODES, ("tokenizer", "prior"))
+    if others := [name for name in stages if name not in kind]:
+        raise ConfigError(
+            f"{source}: pipeline.{others[0]} is no stage of a cascade, which has {', '.join(OF_CASCADE)}. A pipeline of codes "
+            f"has {', '.join(OF_CODES)}."
+        )
+    missing = [name for name in needed if name not in stages]
     if missing:
         raise ConfigError(f"{source}: pipeline.{missing[0]} is missing.")
     samples = content.get("samples", 16)
@@ -69,11 +87,15 @@ def load_pipeline(source: str | Path, overrides: Sequence[tuple[str, str]] = ())
     for name, text in overrides:
         stage, dot, field = name.partition(".")
         if stage not in by_stage or not dot:
+            example = "base.training.minutes" if is_cascade else "prior.model.depth"
             raise ConfigError(
-                f"override {name!r} names no stage of this pipeline.{did_you_mean(stage, by_stage)} Example: prior.model.depth."
+                f"override {name!r} names no stage of this pipeline.{did_you_mean(stage, by_stage)} Example: {example}."
             )
         by_stage[stage].append((field, text))
     recipes = {name: _stage(str(source), name, stages[name], by_stage[name]) for name in STAGES if name in stages}
+    if is_cascade:
+        _check_cascade(str(source), recipes)
+        return Pipeline(recipes, samples)
     task = recipes["prior"].task
     needs = task is not None and not isinstance(task, SuperResolution)
     if needs != ("condition_tokenizer" in recipes):
@@ -94,6 +116,9 @@ def with_data(pipeline: Pipeline, data: str | None, folder: Path) -> Pipeline:
     Raises:
         ConfigError: a stage does not fit the others.
     """
+    if pipeline.is_cascade:
+        filled = {name: _with_path(recipe, data) for name, recipe in pipeline.stages.items()}
+        return dataclasses.replace(pipeline, stages=filled)
     stages = {}
     task = pipeline.stages["prior"].task
     for name, recipe in pipeline.stages.items():
@@ -107,8 +132,7 @@ def with_data(pipeline: Pipeline, data: str | None, folder: Path) -> Pipeline:
                 path = task.source_path
                 settings = dataclasses.replace(settings, reduction=task.source_reduction)
             recipe = dataclasses.replace(recipe, data=settings, task=None if isinstance(task, Paired) else task)
-        if path is not None:
-            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=path))
+        recipe = _with_path(recipe, path)
         if name == "prior":
             places = {part: str(folder / part) for part in pipeline.stages if part != "prior"}
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **places))
@@ -116,6 +140,13 @@ def with_data(pipeline: Pipeline, data: str | None, folder: Path) -> Pipeline:
             recipe_to_dict(recipe), where=f"stage {name}"
         )  # what was filled in must fit, too
     return dataclasses.replace(pipeline, stages=stages)
+
+
+def _with_path(recipe: Recipe, path: str | None) -> Recipe:
+    """The recipe with other images; with its own where none are given."""
+    if path is None:
+        return recipe
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=path))
 
 
 def _stage(source: str, name: str, content: Any, overrides: Sequence[tuple[str, str]]) -> Recipe:
@@ -126,10 +157,42 @@ def _stage(source: str, name: str, content: Any, overrides: Sequence[tuple[str, 
         raise ConfigError(f"{source}: pipeline.{name}.set = {fields!r} must be fields, such as training.minutes: 5.")
     own = [(str(field), json.dumps(value)) for field, value in fields.items()]
     recipe = load_recipe(content["recipe"], [*own, *overrides])
-    if name == "prior":
+    if name in OF_CASCADE:
+        fits, needed = hasattr(recipe.model, "source_noise"), "a diffusion model of pixels, such as imagen-unet"
+    elif name == "prior":
         fits, needed = hasattr(recipe.model, "tokenizer"), "a model over codes, such as vqgan-prior"
     else:
         fits, needed = recipe.system in registry.TOKENIZERS, "a tokenizer, such as vqgan"
     if not fits:
         raise ConfigError(f"{source}: pipeline.{name} has a recipe of system {recipe.system}; it needs {needed}.")
     return recipe
+
+
+def _check_cascade(source: str, stages: dict[str, Recipe]) -> None:
+    """Refuses stages of which one cannot enlarge what the one before draws; says all that is wrong."""
+    base, found = stages["base"], []
+    if base.task is not None:
+        found.append(f"base.task is {task_name(base.task)}, but the base draws from nothing: leave it out there.")
+    before, size = "base", base.data.image_size
+    for name, recipe in list(stages.items())[1:]:
+        if not isinstance(recipe.task, SuperResolution):
+            kind = "missing" if recipe.task is None else task_name(recipe.task)
+            found.append(f"{name}.task is {kind}; an upscaler needs super_resolution.")
+        elif (side := source_shape(recipe.task, recipe.data.image_size).size) != size:
+            found.append(
+                f"{name}.data.image_size = {recipe.data.image_size} and {name}.task.factor = {recipe.task.factor} make images "
+                f"from those of {side}x{side} pixels, but {before} draws {size}x{size} ({before}.data.image_size)."
+            )
+        if recipe.data.use_labels and not base.data.use_labels:
+            found.append(
+                f"{name}.data.use_labels = true, but base.data.use_labels = false: set both, or this to false."
+            )
+        for field in ("fit", "trim"):
+            one, other = getattr(recipe.data, field), getattr(base.data, field)
+            if one != other:
+                found.append(
+                    f"{name}.data.{field} = {one!r}, but base.data.{field} = {other!r}: they must be the same."
+                )
+        before, size = name, recipe.data.image_size
+    if found:
+        raise ConfigError("\n  ".join([f"{source}: the stages do not fit:", *found]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.opening import open_images
@@ -12,6 +12,22 @@ from rasterformer.data.pairs import pair_images
 from rasterformer.errors import ConfigError
 from rasterformer.recipe import Recipe
 from rasterformer.tasks import Paired
+
+if TYPE_CHECKING:
+    from rasterformer.system import System
+
+
+def open_images_of(system: System, split: Literal["train", "test", "all"], *, path: str | None = None) -> ImageSet:
+    """Opens one split of the images that a model was trained with: of a cascade, those of its last stage, which are the largest.
+
+    Args:
+        system: the model.
+        split, path: as `open_recipe_images`.
+
+    Raises:
+        ConfigError, DataError: as `open_recipe_images`.
+    """
+    return open_recipe_images((system.upscalers[-1] if system.upscalers else system).recipe, split, path=path)
 
 
 def open_recipe_images(recipe: Recipe, split: Literal["train", "test", "all"], *, path: str | None = None) -> ImageSet:

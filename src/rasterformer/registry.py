@@ -17,6 +17,7 @@ SYSTEMS: dict[str, str] = {
     "image_transformer": "rasterformer.systems.image_transformer",
     "vqgan_transformer": "rasterformer.systems.vqgan_transformer",
     "vq_diffusion": "rasterformer.systems.vq_diffusion",
+    "imagen": "rasterformer.systems.imagen",
 }
 TOKENIZERS: dict[str, str] = {
     "vqgan": "rasterformer.systems.vqgan",

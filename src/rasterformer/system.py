@@ -9,37 +9,48 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from rasterformer import code_images, conditions, registry
-from rasterformer.abilities import need_codes, need_no_source, need_source, need_task, need_window
+from rasterformer import registry
 from rasterformer.autoregressive.complete import parse_known
 from rasterformer.autoregressive.memory import DrawingPlan
 from rasterformer.autoregressive.score import symbol_nats
-from rasterformer.batches import OnImages, batches_of, collected
+from rasterformer.batches import batches_of, collected, in_rows
 from rasterformer.checkpoint import save_model_folder
-from rasterformer.code_drawing import complete_codes, transform_codes
-from rasterformer.code_filling import fill_pictures, vary_images
-from rasterformer.code_images import CodeOptions
+from rasterformer.codecs.continuous import ContinuousCodec
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.conditioning.sources import make_source, source_generators
 from rasterformer.conditioning.text_encoder import TextEncoder
-from rasterformer.conditions import Label, Text, cond_of
 from rasterformer.data.png import to_pil
 from rasterformer.diffusion.denoiser import CodeDenoiser
-from rasterformer.diffusion.options import Order
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.distributions.pmf import check_options
-from rasterformer.drawing import Precision, check_counts, draw_batches, plan_drawing
+from rasterformer.drawing import code_images, conditions
+from rasterformer.drawing.abilities import need_no_source, need_source, need_task, need_whole
+from rasterformer.drawing.code_filling import fill_pictures, vary_images
+from rasterformer.drawing.code_pictures import complete_codes, transform_codes
+from rasterformer.drawing.conditions import Label, Text, cond_of
+from rasterformer.drawing.diffusion_pictures import (
+    draw_from_sources,
+    plan_pictures,
+    sample_pictures,
+    transform_pictures,
+    upscale_pictures,
+    vary_pictures,
+)
+from rasterformer.drawing.options import DrawingArguments, DrawingOptions, TransformArguments, need_options
+from rasterformer.drawing.pixel_pictures import complete_pixels, transform_pixels
+from rasterformer.drawing.stages import conds_of_stages, image_nats
+from rasterformer.drawing.symbols import check_counts, draw_batches, plan_drawing
 from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
 from rasterformer.given_images import Images, Mask, to_batch, to_mask, to_masks, to_pictures
-from rasterformer.interfaces import Autoregressive, Batch, Cond, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Batch, Cond
 from rasterformer.model_card import model_card, one_line
-from rasterformer.pixel_drawing import complete_pixels, transform_pixels
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_to_dict
 from rasterformer.tasks import (
@@ -59,30 +70,37 @@ USED_CODES = "used_codes"  # group of a checkpoint: the tokenizer's numbers of t
 LEVELS = 20  # of noise, drawn for each image to estimate a bound
 
 
+def upscaler_group(number: int) -> str:
+    """Group of a model folder with the weights of upscaler 1, 2, ..."""
+    return f"upscaler_{number}"
+
+
 @dataclass(repr=False)
 class System:
     """A generative model that can be used.
 
     Args:
         recipe: what it was trained by.
-        codec: images <-> symbols: pixels, or the codes of a tokenizer.
-        model: the network, in evaluation mode when loaded: autoregressive, or a diffusion model over codes.
+        codec: images <-> what the model works on: pixels as symbols or as numbers, or the codes of a tokenizer.
+        model: the network, in evaluation mode when loaded: autoregressive, or a diffusion model over codes or of pixels.
         class_names: () for a model without classes.
         steps: optimiser steps behind the weights.
         origin: where it was loaded from, for people.
         tokenizers: of a model over codes: `tokenizer`, and `condition_tokenizer` where its task's sources have one.
+        upscalers: of a cascade: diffusion models of super-resolution, each of which enlarges what the one before has drawn.
         text_encoder: of a model with captions; loaded when it is first needed.
         trained_on_text: fingerprint of the text encoder (or of the form of bytes) that it was trained with. None: not trained
             yet, or no captions.
     """
 
     recipe: Recipe
-    codec: PixelCodec | CodeCodec
-    model: Autoregressive | CodeDenoiser
+    codec: PixelCodec | ContinuousCodec | CodeCodec
+    model: Autoregressive | CodeDenoiser | ImageDenoiser
     class_names: tuple[str, ...] = ()
     steps: int = 0
     origin: str = "new"
     tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
+    upscalers: tuple[System, ...] = ()
     text_encoder: TextEncoder | None = None
     trained_on_text: str | None = None
 
@@ -130,13 +148,18 @@ class System:
 
     @property
     def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.codec.image_shape[1]
+        """Side of the images, pixels; of a cascade, of the last ones."""
+        return self.image_shape[1]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images; of a cascade, of the last ones."""
+        return (self.upscalers[-1] if self.upscalers else self).codec.image_shape
 
     @property
     def num_dims(self) -> int:
         """Dimensions of an image, C H W: what bits/dim are counted over."""
-        return math.prod(self.codec.image_shape)
+        return math.prod(self.image_shape)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -148,6 +171,8 @@ class System:
         self.model.to(device)
         for tokenizer in self.tokenizers.values():
             tokenizer.autoencoder.to(device)
+        for upscaler in self.upscalers:
+            upscaler.to(device)
         return self
 
     @property
@@ -160,24 +185,10 @@ class System:
         n: int = 1,
         *,
         label: Label | Sequence[Label] = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        first: int = 0,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        parallel: bool = False,
-        size: tuple[int, int] | None = None,
-        guidance_scale: float = 1.0,
-        window_stride: int | None = None,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
         text: Text | Sequence[Text] = None,
+        first: int = 0,
         as_tensor: bool = False,
-        on_step: OnStep | None = None,
-        on_images: OnImages | None = None,
+        **how: Unpack[DrawingArguments],
     ) -> Any:
         """Draws n images. Image k depends on seed and k only, not on n, first or batch_size.
 
@@ -188,64 +199,41 @@ class System:
             n: number of images.
             label: class name or index, for all or one for each. None: no class; a model with classes then draws a class
                 for each image, uniformly, from the seed (one with captions too only where there is a text, or no learned null).
-            temperature, top_k, top_p: see `SampleOptions`.
-            seed: any integer.
-            first: number of the first image: `first=64` goes on where `n=64` ended.
-            batch_size: images drawn at a time. None: as many as half of the free memory holds, at most 64.
-            precision: of layers and caches. `bfloat16` is faster with many images and draws from a rounded model.
-            parallel: draw one image at a time, several positions per pass; the same images. Worth it for a few images of
-                separate channels, which are well predictable.
-            size: height and width, pixels, of images from a model over codes; larger ones than it was trained on are drawn by
-                a sliding window. None: as trained.
-            guidance_scale: above 1 the condition counts more than it did in training; models over codes that were trained with
-                `drop_condition_prob`.
-            window_stride: the sliding window moves on by so many codes; more is faster. None: 1, the paper's rule; of a diffusion
-                model half a window.
-            steps, order, purity_weight: of a diffusion model over codes, see `DiffusionOptions`.
             text: for all or one for each, for models that were trained with captions. None: the image's condition is hidden, as
                 that of some images was in training, where the model has learned that (`has_null`) and is given nothing else, such
                 as a class or a source; otherwise it is an empty text, as "" always is.
+            first: number of the first image: `first=64` goes on where `n=64` ended.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
-            on_step: told (positions done, positions in all) over all batches.
-            on_images: given (index of the first, uint8 [B, 3, H, W]) of every batch when it is done.
+            how: see `DrawingOptions`.
 
         Raises:
-            ConfigError: an unknown label, options that describe no distribution, guidance of an image without a condition, or a
-                batch that does not fit into memory.
+            ConfigError: an unknown label, options that describe no distribution or are for another kind of model, guidance of an
+                image without a condition, or a batch that does not fit into memory.
         """
         need_no_source(self, "sample")
-        check_counts(n, batch_size)
-        options = SampleOptions(temperature, top_k, top_p)
-        more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
-        cond = cond_of(self, label, n, seed, first=first, text=text, guidance_scale=guidance_scale, draws_class=True)
-        model, plan = plan_drawing(self, n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)
-        batches = draw_batches(
-            self, model, plan, cond, options, seed, first=first, parallel=parallel, more=more, on_step=on_step
-        )
-        images = collected(batches, on_images)
+        options = DrawingOptions(**how)
+        check_counts(n, options.batch_size)
+        if isinstance(self.model, ImageDenoiser):
+            images = sample_pictures(self, n, label, text, options, first=first)
+        else:
+            scale = options.guidance_scale
+            need_options(self, options)
+            cond = cond_of(self, label, n, options.seed, first=first, text=text, guidance_scale=scale, draws_class=True)
+            model, plan = plan_drawing(self, n, options)
+            batches = draw_batches(self, model, plan, cond, options, first=first)
+            images = collected(batches, options.on_images)
         return images if as_tensor else to_pil(images)
 
-    def plan_sampling(
-        self,
-        n: int,
-        *,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        parallel: bool = False,
-        size: tuple[int, int] | None = None,
-        guidance_scale: float = 1.0,
-        window_stride: int | None = None,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
-    ) -> DrawingPlan:
+    def plan_sampling(self, n: int, **how: Unpack[DrawingArguments]) -> DrawingPlan:
         """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
 
         Raises:
             ConfigError: a batch does not fit into memory, or options that describe no way to draw.
         """
-        more = CodeOptions(size, guidance_scale, window_stride, steps, order, purity_weight)
-        return plan_drawing(self, n, batch_size=batch_size, precision=precision, parallel=parallel, more=more)[1]
+        options = DrawingOptions(**how)
+        if isinstance(self.model, ImageDenoiser):
+            return plan_pictures(self, n, options, options.size or (self.image_size, self.image_size))[1]
+        return plan_drawing(self, n, options)[1]
 
     def complete(
         self,
@@ -254,94 +242,61 @@ class System:
         known: str | Mask = "top:0.5",
         n: int = 1,
         label: Label | Sequence[Label] = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        parallel: bool = False,
-        candidates: int = 1,
-        guidance_scale: float = 1.0,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
         text: Text | Sequence[Text] = None,
+        candidates: int = 1,
         as_tensor: bool = False,
-        on_step: OnStep | None = None,
-        on_images: OnImages | None = None,
+        **how: Unpack[DrawingArguments],
     ) -> Any:
         """Draws the unknown part of images, n times each; known pixels stay as they are.
 
         Args:
             images: one Pillow image, several, or uint8 [B, 3, H, W] at the model's size.
-            known: `top:0.5`, `rows:12`, or a mask bool [H, W], tensor or numpy array. For a model of pixels it must be a prefix
-                of the generation order; a model over codes takes any mask, and keeps the codes all of whose pixels are known (see
-                `restore`).
+            known: `top:0.5`, `rows:12`, or a mask bool [H, W], tensor or numpy array. For one that draws pixel by pixel it must
+                be a prefix of the generation order; the others take any mask, and a model over codes keeps the codes all of whose
+                pixels are known (see `restore`).
             n: completions of each image.
             label: class name or index, for all or one for each of the B images. None: hidden, as a text in `sample`, where the
                 model has learned that; otherwise one at random.
-            temperature, top_k, top_p, seed, batch_size, precision, parallel, as_tensor, on_step: as in `sample`.
+            text: as in `sample`, for all or one for each of the B images.
             candidates: of a model over codes and a mask with known codes after unknown ones: so many fillings are drawn for each
                 result, and one of them is chosen with the probability that it gives to the known codes after it (sampling,
                 importance resampling; exact in the limit). 1: what comes after is not looked at. A diffusion model sees all
                 that is known, and takes 1 only.
-            guidance_scale, steps, order, purity_weight: as in `sample`.
-            text: as in `sample`, for all or one for each of the B images.
-            on_images: as in `sample`; the images are those of the first image, then those of the second, and so on.
+            as_tensor: return tensors instead of Pillow images.
+            how: see `DrawingOptions`, but for `size`; `on_images` is given the images of the first image, then of the second, ...
 
         Returns:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
 
         Raises:
-            ConfigError: the mask is no prefix, an unknown label, options that describe no distribution, guidance of an image
-                without a condition, or a batch that does not fit into memory.
+            ConfigError: the mask is no prefix, an unknown label, options that describe no distribution or are for another kind of
+                model, guidance of an image without a condition, or a batch that does not fit into memory.
             ShapeError: images or mask of another shape.
         """
-        if n < 1:
-            raise ConfigError(f"n = {n} must be at least 1.")
         need_no_source(self, "complete")
+        options = self._options_of_pictures(n, how)
         pixels = self.to_tensor(images)
-        _, height, width = self.codec.image_shape
+        _, height, width = self.image_shape
         mask = parse_known(known, height, width) if isinstance(known, str) else to_mask(known)
         if isinstance(self.codec, CodeCodec):
-            cond = cond_of(self, label, len(pixels), seed, text=text, guidance_scale=guidance_scale)
-            result = complete_codes(
-                self,
-                pixels,
-                mask,
-                n,
-                cond,
-                SampleOptions(temperature, top_k, top_p),
-                seed,
-                CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
-                candidates=candidates,
-                precision=precision,
-                batch_size=batch_size,
-                parallel=parallel,
-                on_step=on_step,
-                on_images=on_images,
-            )
+            scale = options.guidance_scale
+            need_options(self, options)
+            cond = cond_of(self, label, len(pixels), options.seed, text=text, guidance_scale=scale)
+            result = complete_codes(self, pixels, mask, n, cond, options, candidates=candidates)
             return result if as_tensor else [to_pil(row) for row in result]
-        need_codes(self, CodeOptions(None, guidance_scale, None, steps, order, purity_weight))
-        if candidates != 1 or text is not None:
-            raise ConfigError(
-                "candidates and text are for models over codes, and this one draws pixels. Leave them out."
+        if candidates != 1:
+            raise ConfigError(f"candidates = {candidates} is for models over codes, and this one draws pixels.")
+        if isinstance(self.model, ImageDenoiser):
+            one_by_one = replace(options, on_images=in_rows(options.on_images, n))
+            result = torch.stack(
+                transform_pictures(self, list(pixels), [mask] * len(pixels), n, label, text, one_by_one)
             )
-        result = complete_pixels(
-            self,
-            pixels,
-            mask,
-            n,
-            label,
-            SampleOptions(temperature, top_k, top_p),
-            seed,
-            precision=precision,
-            batch_size=batch_size,
-            parallel=parallel,
-            on_step=on_step,
-            on_images=on_images,
-        )
+        else:
+            if text is not None:
+                raise ConfigError(
+                    "text is for models that were trained with captions, and this one was not. Leave it out."
+                )
+            result = complete_pixels(self, pixels, mask, n, label, options)
         return result if as_tensor else [to_pil(row) for row in result]
 
     def transform(
@@ -351,28 +306,16 @@ class System:
         known: Mask | Sequence[Mask] | None = None,
         n: int = 1,
         label: Label | Sequence[Label] = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        text: Text | Sequence[Text] = None,
         tile: bool = True,
         overlap: int | None = None,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        guidance_scale: float = 1.0,
-        window_stride: int | None = None,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
-        text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
-        on_step: OnStep | None = None,
-        on_images: OnImages | None = None,
+        **how: Unpack[DrawingArguments],
     ) -> list[Any]:
         """Draws images from source images, n from each: what the model's task makes of them.
 
-        Sources larger than the model's are drawn in overlapping tiles, each of which sees what was drawn before it. A diffusion
-        model over codes fills in any mask, and was trained for no task.
+        Sources larger than the model's are drawn in overlapping tiles, each of which sees what was drawn before it; by a sliding
+        window over codes; or, by a diffusion model of pixels, at once. Diffusion models fill in any mask, without a task.
 
         Args:
             images: one Pillow image, or several, of any size from the model's up (`RGBA` goes on white), or uint8 [B, 3, h, w].
@@ -380,29 +323,28 @@ class System:
                 for other tasks.
             n: results of each image.
             label: class name or index, for all or one for each of the B images. None: as in `complete`.
-            temperature, top_k, top_p, seed, batch_size, precision: as in `sample`.
-            tile: draw sources that are larger than the model's in tiles. False: refuse them.
-            overlap: of neighbouring tiles, source pixels. None: half of a tile's side.
-            guidance_scale, window_stride, steps, order, purity_weight: as in `sample`; a model over codes draws larger sources by
-                a sliding window, not in tiles.
             text: as in `sample`, for all or one for each of the B images.
+            tile: draw sources that are larger than the model's. False: refuse them.
+            overlap: of neighbouring tiles, source pixels. None: half of a tile's side. Not of diffusion models.
             as_tensor: return tensors instead of Pillow images.
-            on_step: told (positions done, positions in all) of all tiles.
-            on_images: given (number of the image, uint8 [n, 3, H, W]) when all of its results are there.
+            how: see `DrawingOptions`, but for `size`; `on_images` is given (number of the image, uint8 [n, 3, H, W]) when all of
+                its results are there.
 
         Returns:
             B lists of n Pillow images, or B tensors uint8 [n, 3, H, W].
 
         Raises:
             ConfigError: the model has no task, the mask is missing, superfluous or knows everything, larger sources without
-                `tile`, options that describe no distribution, guidance of an image without a condition, or a batch that does not
-                fit into memory.
+                `tile`, options that describe no distribution or are for another kind of model, guidance of an image without a
+                condition, or a batch that does not fit into memory.
             ShapeError: images that are smaller than the model's sources, or a mask of another size.
         """
         task, shape = need_source(self), self.source_shape
         assert shape is not None, "a task has sources"
-        options = SampleOptions(temperature, top_k, top_p)
-        check_options(options)
+        options = self._options_of_pictures(n, how)
+        if options.parallel:
+            raise ConfigError("parallel is for sample and complete. Leave it out.")
+        check_options(options.symbols)
         pictures = to_pictures(images, labels=isinstance(task, Paired) and task.source_reduction == "nearest")
         if shape.has_mask and known is None:
             raise ConfigError("known is missing: say which pixels of each image stay as they are, bool [h, w].")
@@ -411,99 +353,65 @@ class System:
                 f"known was given, but a model of the task {task_name(task)} draws every pixel. Leave it out."
             )
         masks = None if known is None else to_masks(known, len(pictures))
-        cond = cond_of(self, label, len(pictures), seed, text=text, guidance_scale=guidance_scale)
-        more = CodeOptions(None, guidance_scale, window_stride, steps, order, purity_weight)
-        need_codes(self, more)
-        if self.tokenizer is not None:
-            need_window(self, pictures, tile=tile, overlap=overlap)
-        told: dict[str, Any] = {
-            "precision": precision,
-            "batch_size": batch_size,
-            "on_step": on_step,
-            "on_images": on_images,
-        }
+        need_options(self, options)
+        if not isinstance(self.codec, PixelCodec):
+            need_whole(self, pictures, shape.size, tile=tile, overlap=overlap)
+        if isinstance(self.model, ImageDenoiser):
+            results = transform_pictures(self, pictures, masks, n, label, text, options)
+            return results if as_tensor else [to_pil(result) for result in results]
+        scale = options.guidance_scale
+        cond = cond_of(self, label, len(pictures), options.seed, text=text, guidance_scale=scale)
         if self.tokenizer is None:
-            results = transform_pixels(
-                self, pictures, masks, n, cond, options, seed, tile=tile, overlap=overlap, **told
-            )
+            results = transform_pixels(self, pictures, masks, n, cond, options, tile=tile, overlap=overlap)
         elif isinstance(self.model, CodeDenoiser):
             assert masks is not None, "asked for above"
-            results = fill_pictures(self, pictures, masks, n, cond, options, seed, more, **told)
+            results = fill_pictures(self, pictures, masks, n, cond, options)
         else:
-            results = transform_codes(self, pictures, n, cond, options, seed, more, **told)
+            results = transform_codes(self, pictures, n, cond, options)
         return results if as_tensor else [to_pil(result) for result in results]
 
-    def upscale(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
-        """`transform` by a model of super-resolution: larger images, n of each. More options are there.
+    def upscale(self, images: Images, **how: Unpack[TransformArguments]) -> list[Any]:
+        """`transform` by a model of super-resolution, or by the upscalers of a cascade alone: larger images.
 
         Raises:
-            ConfigError: the model has another task.
+            ConfigError: the model has another task and no upscalers.
         """
-        need_task(self, "upscale", SuperResolution)
-        return self.transform(images, n=n, temperature=temperature, seed=seed)
+        if not self.upscalers or self.recipe.task is not None:
+            need_task(self, "upscale", SuperResolution)
+            return self.transform(images, **how)
+        own: dict[str, Any] = dict(how)
+        n, label, text, tile, overlap, as_tensor = (
+            own.pop(name, default)
+            for name, default in (
+                ("n", 1),
+                ("label", None),
+                ("text", None),
+                ("tile", True),
+                ("overlap", None),
+                ("as_tensor", False),
+            )
+        )
+        options = self._options_of_pictures(n, own)
+        pictures = to_pictures(images)
+        need_whole(self, pictures, self.recipe.data.image_size, tile=tile, overlap=overlap)
+        results = upscale_pictures(self, pictures, n, label, text, options)
+        return results if as_tensor else [to_pil(result) for result in results]
 
-    def restore(
-        self,
-        images: Images,
-        *,
-        known: Mask | Sequence[Mask],
-        n: int = 1,
-        label: Label | Sequence[Label] = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        tile: bool = True,
-        overlap: int | None = None,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        guidance_scale: float = 1.0,
-        window_stride: int | None = None,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
-        text: Text | Sequence[Text] = None,
-        as_tensor: bool = False,
-        on_step: OnStep | None = None,
-        on_images: OnImages | None = None,
-    ) -> list[Any]:
-        """`transform` by a model of in-painting, or by a diffusion model over codes: what a mask says is missing is drawn.
+    def restore(self, images: Images, *, known: Mask | Sequence[Mask], **how: Unpack[TransformArguments]) -> list[Any]:
+        """`transform` by a model of in-painting, or by a diffusion model: what a mask says is missing is drawn.
 
         Args:
             images: as in `transform`.
             known: bool [h, w] for each image, True where it stays as it is. A model over codes sees of it the codes all of whose
                 pixels stay, and warns where these are less than half of the pixels that do.
-            n, label, temperature, top_k, top_p, seed, tile, overlap, batch_size, precision, guidance_scale, window_stride, steps,
-                order, purity_weight, text, as_tensor, on_step, on_images: as in `transform`.
+            how: the other arguments of `transform`.
 
         Raises:
             ConfigError: the model has another task, or what `transform` refuses.
             ShapeError: as `transform`.
         """
         need_task(self, "restore", Inpaint)
-        return self.transform(
-            images,
-            known=known,
-            n=n,
-            label=label,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            tile=tile,
-            overlap=overlap,
-            batch_size=batch_size,
-            precision=precision,
-            guidance_scale=guidance_scale,
-            window_stride=window_stride,
-            steps=steps,
-            order=order,
-            purity_weight=purity_weight,
-            text=text,
-            as_tensor=as_tensor,
-            on_step=on_step,
-            on_images=on_images,
-        )
+        return self.transform(images, known=known, **how)
 
     def vary(
         self,
@@ -512,78 +420,69 @@ class System:
         strength: float = 0.5,
         n: int = 1,
         label: Label | Sequence[Label] = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-        precision: Precision = "float32",
-        guidance_scale: float = 1.0,
-        steps: int | None = None,
-        order: Order = "posterior",
-        purity_weight: float = 0.0,
         text: Text | Sequence[Text] = None,
         as_tensor: bool = False,
-        on_step: OnStep | None = None,
-        on_images: OnImages | None = None,
+        **how: Unpack[DrawingArguments],
     ) -> Any:
-        """Draws images that resemble given ones: noise is put on their codes, and undone by a diffusion model over codes.
+        """Draws images that resemble given ones: noise is put on them, or on their codes, and undone by a diffusion model.
 
         Args:
             images: as in `complete`.
             strength: share of the noise levels that are undone, above 0 and up to 1, where nothing of the image is left.
             n: variations of each image.
             label, text: as in `complete`, for all or one for each of the B images.
-            temperature, top_k, top_p, seed, batch_size, precision, guidance_scale, steps, order, purity_weight: as in `sample`;
-                steps divide all levels, and those above the strength are left out.
-            as_tensor, on_step, on_images: as in `complete`.
+            as_tensor: return tensors instead of Pillow images.
+            how: see `DrawingOptions`, but for `size`; `on_images` as in `complete`. Over codes, `steps` divide all levels, and
+                those above the strength are left out; of pixels they divide those below it.
 
         Returns:
             B lists of n Pillow images, or uint8 [B, n, 3, H, W].
 
         Raises:
-            ConfigError: the model is no diffusion model over codes, an argument is out of range, or guidance of an image without
-                a condition.
+            ConfigError: the model is no diffusion model, an argument is out of range, or guidance of an image without a
+                condition.
             ShapeError: images of another shape.
         """
         if not self.is_diffusion:
             raise ConfigError("vary undoes noise, which only a diffusion model does. Use complete, or another model.")
-        if n < 1:
-            raise ConfigError(f"n = {n} must be at least 1.")
+        options = self._options_of_pictures(n, how)
         pixels = self.to_tensor(images)
-        result = vary_images(
-            self,
-            pixels,
-            n,
-            cond_of(self, label, len(pixels), seed, text=text, guidance_scale=guidance_scale),
-            SampleOptions(temperature, top_k, top_p),
-            seed,
-            CodeOptions(None, guidance_scale, None, steps, order, purity_weight),
-            strength=strength,
-            precision=precision,
-            batch_size=batch_size,
-            on_step=on_step,
-            on_images=on_images,
-        )
+        if isinstance(self.model, ImageDenoiser):
+            one_by_one = replace(options, on_images=in_rows(options.on_images, n))
+            result = vary_pictures(self, pixels, n, label, text, one_by_one, strength=strength)
+        else:
+            scale = options.guidance_scale
+            need_options(self, options)
+            cond = cond_of(self, label, len(pixels), options.seed, text=text, guidance_scale=scale)
+            result = vary_images(self, pixels, n, cond, options, strength=strength)
         return result if as_tensor else [to_pil(row) for row in result]
 
-    def colourise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
-        """`transform` by a model of colourisation; of images in colour only the luma is used. More options are there.
+    def _options_of_pictures(self, n: int, how: Mapping[str, Any]) -> DrawingOptions:
+        """What is said about drawing from pictures, which have a size already."""
+        if n < 1:
+            raise ConfigError(f"n = {n} must be at least 1.")
+        options = DrawingOptions(**how)
+        if options.size is not None:
+            raise ConfigError(f"size = {options.size} is for sample; here the pictures say it. Leave it out.")
+        return options
+
+    def colourise(self, images: Images, **how: Unpack[TransformArguments]) -> list[Any]:
+        """`transform` by a model of colourisation; of images in colour only the luma is used.
 
         Raises:
             ConfigError: the model has another task.
         """
         need_task(self, "colourise", Colourise)
-        return self.transform(images, n=n, temperature=temperature, seed=seed)
+        return self.transform(images, **how)
 
-    def denoise(self, images: Images, *, n: int = 1, temperature: float = 1.0, seed: int = 0) -> list[Any]:
-        """`transform` by a model of denoising. More options are there.
+    def denoise(self, images: Images, **how: Unpack[TransformArguments]) -> list[Any]:
+        """`transform` by a model of denoising.
 
         Raises:
             ConfigError: the model has another task.
         """
         need_task(self, "denoise", Denoise)
-        return self.transform(images, n=n, temperature=temperature, seed=seed)
+        return self.transform(images, **how)
 
     def with_source(self, batch: Batch, *, first: int, purpose: str, seed: int) -> Batch:
         """Adds the sources that the model's task makes from the images, where it makes any.
@@ -611,6 +510,10 @@ class System:
         Returns:
             nats, float32 [B, 3, H, W], 0 at known pixels; the sum over an image is its exact negative log-likelihood.
         """
+        if isinstance(self.codec, ContinuousCodec):
+            raise ConfigError(
+                "a diffusion model of pixels has a bound for whole images, and none for each sub-pixel. Use image_nats."
+            )
         if not isinstance(self.codec, PixelCodec):
             raise ConfigError(
                 "the likelihood of pixels was asked for, but this model gives one of codes only, from which pixels do not follow "
@@ -620,39 +523,69 @@ class System:
         x = self.codec.encode(images).to(self.device)
         return self.codec.image_of(symbol_nats(self.model, x, (cond or Cond()).to(self.device))).cpu()
 
-    def draw_from(
-        self, cond: Cond, *, n: int, temperature: float = 1.0, seed: int = 0, on_step: OnStep | None = None
-    ) -> Tensor:
+    def draw_from(self, cond: Cond, *, n: int, **how: Unpack[DrawingArguments]) -> Tensor:
         """Draws n images from each source of the model's size.
 
         Args:
-            cond: of B images, with sources.
+            cond: of B images, with sources; classes and texts as `with_text` adds them.
             n: results of each.
-            temperature, seed: as in `sample`.
-            on_step: told (positions done, positions in all).
+            how: see `DrawingOptions`, but for `size`; `on_images` is given (number of the source, its n results).
 
         Returns:
             uint8 [B, n, 3, H, W].
         """
         assert cond.source is not None, "there is something to draw from"
+        options = self._options_of_pictures(n, how)
+        if isinstance(self.model, ImageDenoiser):
+            return draw_from_sources(self, cond, n, options)
         if self.tokenizer is not None:
-            options = SampleOptions(temperature)
             plain = replace(cond, source=None, known=None).to(self.device)
-            drawn = transform_codes(
-                self, list(cond.source.cpu()), n, plain, options, seed, CodeOptions(), on_step=on_step
-            )
-            return torch.stack(drawn)
+            return torch.stack(transform_codes(self, list(cond.source.cpu()), n, plain, options))
         index = torch.arange(len(cond.source)).repeat_interleave(n)
-        model, plan = plan_drawing(self, len(index), batch_size=None, precision="float32", parallel=False)
+        model, plan = plan_drawing(self, len(index), options)
         each = cond.to(self.device).rows(index.to(self.device))
-        options = SampleOptions(temperature)
-        batches = draw_batches(self, model, plan, each, options, seed, parallel=False, on_step=on_step)
-        return collected(batches, None).unflatten(0, (-1, n))
+        drawn = collected(draw_batches(self, model, plan, each, options), None).unflatten(0, (-1, n))
+        if options.on_images is not None:
+            for k, results in enumerate(drawn):
+                options.on_images(k, results)
+        return drawn
+
+    def image_nats(
+        self,
+        images: Tensor,
+        cond: Cond | None = None,
+        *,
+        captions: Sequence[str] | None = None,
+        levels: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of images, or of a diffusion model an estimate of an upper bound (`likelihood_bound`).
+
+        Args:
+            images: uint8 [B, 3, H, W] at the model's size.
+            cond: classes and sources. None: none.
+            captions: one for each, "" for none, for a model that takes some. None: they are in `cond` already, if there are any.
+            levels: of a diffusion model, levels of noise that are drawn for each image and stage. None: 20.
+
+        Returns:
+            nats, float64 [B], over the pixels that are not known.
+
+        Raises:
+            ConfigError: the model works on codes; levels are given for a model whose likelihood is exact.
+            ShapeError: images of another size.
+        """
+        levels = self.levels(levels)
+        given = cond or Cond()
+        if not isinstance(self.model, ImageDenoiser):
+            return self.symbol_nats(images, given).double().sum((1, 2, 3))
+        assert levels is not None, "a diffusion model draws some"
+        conds = conds_of_stages(self, given, captions, len(images))
+        return image_nats(self, self.to_tensor(images), conds, levels=levels)
 
     def bits_per_dim(self, images: Images, *, label: Label | Sequence[Label] = None, batch_size: int = 32) -> Tensor:
-        """Exact bits per dimension of each image, float64 [B]: of the pixels that are not known, given the source.
+        """Bits per dimension of each image, float64 [B]: of the pixels that are not known, given the source.
 
-        The sources of a model with a task are made from the images, by the random streams of held-out images 0, 1, ...
+        They are exact, or of a diffusion model an estimate of an upper bound. The sources of a model with a task are made from
+        the images, by the random streams of held-out images 0, 1, ...
 
         Args:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
@@ -671,7 +604,7 @@ class System:
         for rows in batches_of(len(pixels), batch_size):
             batch = Batch(pixels[rows], cond.rows(rows))
             batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
-            nats = self.symbol_nats(batch.images, batch.cond).double().sum((1, 2, 3))
+            nats = self.image_nats(batch.images, batch.cond)
             bits.append(bits_per_dim(nats, num_dims(batch)))
         return torch.cat(bits)
 
@@ -682,7 +615,7 @@ class System:
             ShapeError: a tensor of another shape or dtype, or an image smaller than the model's.
             ConfigError: no images, or something else.
         """
-        return to_batch(images, self.codec.image_shape, self.recipe.data)
+        return to_batch(images, self.image_shape, self.recipe.data)
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""
@@ -694,6 +627,7 @@ class System:
             "x_shape": list(self.codec.x_shape),
             "steps": self.steps,
             **({} if self.trained_on_text is None else {"text_encoder": self.trained_on_text}),
+            **({"upscalers": [upscaler.config() for upscaler in self.upscalers]} if self.upscalers else {}),
             **(
                 {"tokenizers": {name: part.config() for name, part in self.tokenizers.items()}}
                 if self.tokenizers
@@ -702,10 +636,12 @@ class System:
         }
 
     def frozen_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The weights of the tokenizers by name, and which of the codes occur where the others were dropped."""
+        """The weights of tokenizers and upscalers by name, and which of the codes occur where the others were dropped."""
         frozen = {name: dict(part.autoencoder.state_dict()) for name, part in self.tokenizers.items()}
         if isinstance(self.codec, CodeCodec) and self.codec.used is not None:
             frozen[USED_CODES] = {"used": self.codec.used.used}
+        for number, upscaler in enumerate(self.upscalers, start=1):
+            frozen[upscaler_group(number)] = dict(upscaler.model.state_dict())
         return frozen
 
     def save(self, folder: str | Path) -> None:
@@ -725,12 +661,14 @@ class System:
     @property
     def source_shape(self) -> SourceShape | None:
         """What the model's sources look like. None: it has none."""
+        if self.recipe.task is not None:  # of a cascade, its first stage's
+            return source_shape(self.recipe.task, self.recipe.data.image_size)
         return None if self.task is None else source_shape(self.task, self.image_size)
 
     @property
     def task(self) -> Task | None:
-        """What `transform` does: the recipe's task; in-painting by a diffusion model over codes, without training for it."""
-        return Inpaint() if self.is_diffusion else self.recipe.task
+        """What `transform` does: the recipe's task; in-painting by a diffusion model, without training for it."""
+        return Inpaint() if self.is_diffusion and self.recipe.task is None else self.recipe.task
 
     def condition_of(self, cond: Cond) -> Tensor | None:
         """The codes of the sources of images at the model's size, int64 [B, hc, wc]. None: there are no sources."""
@@ -740,8 +678,8 @@ class System:
 
     @property
     def is_diffusion(self) -> bool:
-        """Whether the model is a diffusion model over codes."""
-        return isinstance(self.model, CodeDenoiser)
+        """Whether the model is a diffusion model, over codes or of pixels."""
+        return isinstance(self.model, CodeDenoiser | ImageDenoiser)
 
     @property
     def has_null(self) -> bool:
@@ -751,17 +689,21 @@ class System:
 
     @property
     def likelihood_bound(self) -> Literal["exact", "upper"]:
-        """Whether `code_nats` or `symbol_nats` are the negative log-likelihood, or an upper bound of it."""
+        """Whether `code_nats` or `image_nats` are the negative log-likelihood, or an upper bound of it."""
         return "upper" if self.is_diffusion else "exact"
 
     def levels(self, asked: int | None = None) -> int | None:
-        """Returns how many levels of noise `code_nats` draws for each image; None: the likelihood is exact.
+        """Returns how many levels of noise `code_nats` or `image_nats` draw for each image; None: the likelihood is exact.
 
         Raises:
-            ConfigError: levels are asked of a model whose likelihood is exact.
+            ConfigError: levels are below 1, or asked of a model whose likelihood is exact.
         """
         if isinstance(self.model, CodeDenoiser):
             return min(LEVELS, self.model.process.num_steps) if asked is None else asked
+        if isinstance(self.model, ImageDenoiser):
+            if asked is not None and asked < 1:
+                raise ConfigError(f"levels = {asked} must be at least 1.")
+            return LEVELS if asked is None else asked
         if asked is not None:
             raise ConfigError(
                 f"levels = {asked}, but this model's likelihood is exact and draws no noise. Leave it out."

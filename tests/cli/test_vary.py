@@ -341,7 +341,10 @@ def test_a_model_of_in_painting_extends_pictures_too(models: dict[str, Path], tm
         (["--extend", "a", 0, 0, 0], "extend"),
         (["--original"], "this model fills in any mask, and draws none for --original"),
         (["--rectangle", 0, 0, 4, 17], "reaches out of the image of 16x16"),
-        (["--rectangle", 0, 0, 4, 4, "--overlap", 2], "overlap = 2 is for models of pixels"),
+        (
+            ["--rectangle", 0, 0, 4, 4, "--overlap", 2],
+            "overlap = 2 is for models that draw pixel by pixel; this one slides a window",
+        ),
         (["--rectangle", 0, 0, 4, 4, "--steps", 0], "steps = 0"),
         (["--rectangle", 0, 0, 4, 4, "--order", "best"], "best"),
         (["--mask", "none.png"], "none.png"),
@@ -363,9 +366,10 @@ def test_a_picture_too_small_even_when_extended_is_refused(
 def test_options_of_diffusion_are_for_diffusion_models(models: dict[str, Path], tmp_path: Path, fails: Fails) -> None:
     file = picture(tmp_path / "a.png", 4, 4)
     said = fails("restore", models["inpaint"], file, "--rectangle", 0, 0, 2, 2, "--steps", 3)
-    assert "steps, order and purity_weight are for models over codes, and this one draws pixels" in said
-    assert "this one draws pixels" in fails("sample", models["pixels"], "--order", "random")
-    assert "this one draws pixels" in fails("complete", models["pixels"], file, "--purity-weight", 1)
+    because = "has no meaning here: this is a model that draws pixel by pixel"
+    assert f"steps = 3 {because}" in said
+    assert f"order = 'random' {because}" in fails("sample", models["pixels"], "--order", "random")
+    assert f"purity_weight = 1.0 {because}" in fails("complete", models["pixels"], file, "--purity-weight", 1)
 
 
 @pytest.mark.parametrize("command", ["upscale", "transform"])
@@ -419,9 +423,11 @@ def test_complete_draws_what_the_library_draws(models: dict[str, Path], tmp_path
         (["--steps", 0, "--dry-run"], "steps = 0 must lie in 1..6"),
         (["--purity-weight", -1, "--dry-run"], "purity_weight = -1.0"),
         (["--size", "24x16", "--window-stride", 5], "window_stride = 5 must lie in 1..4"),
-        (["--parallel"], "parallel is for models that draw code by code"),
-        (["--parallel", "--dry-run"], "parallel is for models that draw code by code"),
+        (["--parallel"], "parallel = True has no meaning here: this is a diffusion model over codes"),
+        (["--parallel", "--dry-run"], "parallel = True has no meaning here: this is a diffusion model over codes"),
         (["--size", "15x16"], "size = 15x16 pixels is no multiple of the tokenizer's factor 4"),
+        (["--sampler", "heun"], "sampler = 'heun' has no meaning here: this is a diffusion model over codes"),
+        (["--negative", "a cat"], "negative = 'a cat' has no meaning here"),
         (["--top-p", 1.5], "top_p = 1.5"),
     ],
 )

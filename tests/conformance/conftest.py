@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from rasterformer import registry
+from rasterformer.codecs.continuous import ContinuousCodec
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.distributions import Categorical, DiscretizedLogisticMixture
 from rasterformer.interfaces import Autoregressive, Codec, Cond, Known, Loss, OnStep, SampleOptions
-from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
-from rasterformer.tasks import SourceShape
+from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
+from rasterformer.tasks import Colourise, Inpaint, SourceShape, SuperResolution, Task, source_shape
 from rasterformer.tokenizer import Tokenizer
 
 NUM_CODES = 5
@@ -211,6 +213,88 @@ MASKED: dict[str, dict[str, tuple[dict[str, Any], int, Source]]] = {
     }
 }
 CASES = [(system, name) for system, named in CONFIGS.items() for name in named]
+# Diffusion of pixels: system -> name -> (fields of its Config, number of classes, texts, task); all at 8x8 pixels
+UNET = {
+    "width": 8,
+    "multipliers": (1, 2),
+    "res_blocks": (1, 1),
+    "attention_levels": (1,),
+    "norm_groups": 2,
+    "head_dim": 8,
+}
+EFFICIENT = {**UNET, "denoiser": "efficient_unet"}
+DIT = {"denoiser": "transformer", "width": 16, "depth": 2, "head_dim": 8, "mlp_width": 12}
+STATES, BYTES = TextConfig(dim=6, length=4), TextConfig("bytes", dim=6, length=4)
+DENOISERS: dict[str, dict[str, tuple[dict[str, Any], int, TextConfig | None, Task | None]]] = {
+    "imagen": {
+        "unet": (UNET, 0, None, None),
+        "unet-eps-text": ({**UNET, "prediction": "eps", "weighting": "min_snr", "schedule": "linear"}, 0, STATES, None),
+        "unet-classes-pooled-text": ({**UNET, "text_enters": "pooled"}, 3, STATES, None),
+        "unet-bytes-tokens": ({**UNET, "text_enters": "tokens", "prediction": "x0"}, 0, BYTES, None),
+        "unet-edm-grey": ({**UNET, "prediction": "edm", "schedule": "edm"}, 0, None, Colourise()),
+        "efficient": ({**EFFICIENT, "log_snr_shift": -1.0}, 0, None, None),
+        "efficient-upscale-text": ({**EFFICIENT, "source_noise": 1.0}, 0, STATES, SuperResolution(factor=2)),
+        "efficient-never-without": ({**EFFICIENT, "self_attention": False, "drop_condition_prob": 0.0}, 3, None, None),
+        "dit": (DIT, 0, None, None),
+        "dit-text-classes-edm": ({**DIT, "prediction": "edm", "schedule": "edm"}, 3, STATES, None),
+        "dit-upscale-both": ({**DIT, "source_enters": "both", "encoder_depth": 1, "source_noise": 1.0}, 0, None,
+                             SuperResolution(factor=2)),
+        "dit-mask-tokens-text": ({**DIT, "source_enters": "tokens", "encoder_depth": 1}, 0, STATES, Inpaint()),
+    },
+}  # fmt: skip
+IMAGE_CASES = [(system, name) for system, named in DENOISERS.items() for name in named]
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """One small diffusion model of pixels."""
+
+    system: str
+    fields: dict[str, Any]
+    num_classes: int
+    text: TextConfig | None
+    task: Task | None
+    side: int = 8
+
+    def build(self, *, dtype: torch.dtype = torch.float64, noise: float = 0.3) -> tuple[ContinuousCodec, ImageDenoiser]:
+        """With large random weights, so that any leak shows, in evaluation mode."""
+        config = registry.config_class(self.system)(**{"text_width": 8, **self.fields})
+        assert config.problems() == []
+        torch.manual_seed(0)
+        codec, model = registry.model_module(self.system).build(
+            config, image_size=self.side, num_classes=self.num_classes, source=self.source_shape(), text=self.text
+        )
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += noise * torch.randn_like(weight)
+        return codec, model.to(dtype).eval()
+
+    def source_shape(self) -> SourceShape | None:
+        """Of the model's sources."""
+        return None if self.task is None else source_shape(self.task, self.side)
+
+    def cond(self, batch_size: int, *, dtype: torch.dtype = torch.float64) -> Cond:
+        """Classes 0, 1, 2, 0, ..., a text of two tokens and one of three in turn, a source, as far as the model takes them."""
+        rng, index = _fixed(), torch.arange(batch_size)
+        label = index % self.num_classes if self.num_classes else None
+        known, source, parts = None, None, {}
+        if self.text is not None:
+            parts["text_known"] = torch.tensor([[True, True, False], [True, True, True]])[index % 2]
+            if self.text.encoder == "bytes":
+                parts["text_tokens"] = torch.randint(0, 256, (9, 3), generator=rng)[index % 9]
+            else:
+                parts["text"] = torch.randn(9, 3, self.text.dim, generator=rng, dtype=dtype)[index % 9]
+        if (shape := self.source_shape()) is not None:
+            sources = torch.randint(0, 256, (9, shape.channels, shape.size, shape.size), generator=rng)
+            source = sources[index % 9].to(torch.uint8)
+            if shape.has_mask:  # the pixels of a chessboard, and of the opposite one
+                known = (torch.arange(shape.size)[:, None] + torch.arange(shape.size) + index[:, None, None]) % 2 == 0
+                source = source * known[:, None]
+        return Cond(label=label, source=source, known=known, **parts)
+
+    def level(self, model: ImageDenoiser, batch_size: int, t: float = 0.3) -> Tensor | None:
+        """Times of the noise on sources, where the model has any."""
+        return None if model.source_process is None else torch.full((batch_size,), t, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -361,9 +445,22 @@ def mask_case(request: pytest.FixtureRequest) -> Case:
     return Case(system, *MASKED[system][name], has_mask=True)
 
 
+@pytest.fixture(params=IMAGE_CASES, ids=[f"{system}-{name}" for system, name in IMAGE_CASES])
+def image_case(request: pytest.FixtureRequest) -> ImageCase:
+    """A diffusion model of pixels."""
+    system, name = request.param
+    return ImageCase(system, *DENOISERS[system][name])
+
+
+@pytest.fixture
+def image_configs() -> dict[str, Any]:
+    """All small diffusion models of pixels, by system."""
+    return DENOISERS
+
+
 @pytest.fixture
 def small_configs() -> dict[str, dict[str, tuple[dict[str, Any], int]]]:
-    """All small models, by system."""
+    """All small autoregressive models, by system."""
     return CONFIGS
 
 

@@ -96,8 +96,10 @@ def codes_of(model: CodeDenoiser, batch: int, *, symbols: int | None = None) -> 
     return torch.randint(0, symbols or model.process.num_codes, (batch, model.x_shape[0]), generator=rng)
 
 
-def test_every_system_of_the_registry_has_small_models_in_one_of_two_lists(small_configs: dict[str, Any]) -> None:
-    assert set(small_configs) | set(CONFIGS) == set(registry.SYSTEMS) and not set(small_configs) & set(CONFIGS)
+def test_every_system_of_the_registry_has_small_models_in_exactly_one_list(
+    small_configs: dict[str, Any], image_configs: dict[str, Any]
+) -> None:
+    assert sorted([*small_configs, *CONFIGS, *image_configs]) == sorted(registry.SYSTEMS)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from PIL import Image
 
 import rasterformer
 from rasterformer import registry
+from rasterformer.cascade import join
 from rasterformer.errors import ConfigError
 from rasterformer.pipeline_file import Pipeline, load_pipeline, with_data
 from rasterformer.recipe import Recipe
@@ -26,16 +27,25 @@ from rasterformer.training.pipeline import train_pipeline
 from rasterformer.training.run import train_recipe
 
 PIPELINES = [name for name in shipped_recipes() if load_pipeline(name) is not None]
+CASCADES = [name for name in PIPELINES if name.startswith("imagen")]
 RECIPES = {name: load_recipe(name) for name in shipped_recipes() if name not in PIPELINES}
 PIXELS = [name for name, recipe in RECIPES.items() if recipe.system == "image_transformer"]
 TOKENIZERS = [name for name, recipe in RECIPES.items() if recipe.system in registry.TOKENIZERS]
-PRIORS = [name for name in RECIPES if name not in PIXELS and name not in TOKENIZERS]
+PRIORS = [name for name, recipe in RECIPES.items() if hasattr(recipe.model, "tokenizer")]
+DENOISERS = [name for name, recipe in RECIPES.items() if recipe.system == "imagen"]
 
 
 def problems(recipe: Recipe) -> list[str]:
     task, size = recipe.task, recipe.data.image_size
     found = recipe.model.problems() + recipe.data.problems() + recipe.training.problems()
-    return found + recipe.model.fit_problems(task=None if task is None else task_name(task), image_size=size)
+    has_text = recipe.text is not None
+    return found + recipe.model.fit_problems(
+        task=None if task is None else task_name(task), image_size=size, has_text=has_text
+    )
+
+
+def test_every_recipe_is_of_a_kind_that_is_tested() -> None:
+    assert sorted(PIXELS + TOKENIZERS + PRIORS + DENOISERS) == sorted(RECIPES)
 
 
 @pytest.mark.parametrize("name", PIXELS)
@@ -106,7 +116,50 @@ def test_shipped_prior_has_no_problems_and_builds_on_a_tokenizer_of_its_pictures
         System.create(recipe, num_classes=system.model.num_classes)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+# Billions of parameters that the networks' docstrings state for texts of 512 dimensions, `text_width` of these recipes. The paper
+# says 2B, 600M and 400M.
+PAPER_BILLIONS = {"imagen-paper-base": 2.13, "imagen-paper-sr256": 0.57, "imagen-paper-sr1024": 0.56}
+
+
+@pytest.mark.parametrize("name", [name for name in DENOISERS if name not in PAPER_BILLIONS])
+def test_shipped_denoiser_has_no_problems_and_builds(name: str) -> None:
+    recipe = RECIPES[name]
+    assert problems(recipe) == []
+    system = System.create(recipe)
+    size = recipe.data.image_size
+    assert system.image_shape == system.codec.image_shape == (3, size, size)
+    assert system.takes_text == (recipe.text is not None)
+    assert all(bool(weight.isfinite().all()) for weight in system.model.parameters())
+
+
+@pytest.mark.parametrize("name", PAPER_BILLIONS)
+def test_the_papers_denoisers_have_as_many_parameters_as_stated(name: str) -> None:
+    """Their number is a polynomial of degree two in the width: three small widths tell that of the paper's."""
+    recipe = RECIPES[name]
+    assert problems(recipe) == [] and recipe.model.text_width == 512
+
+    def count(width: int) -> int:
+        small = dataclasses.replace(recipe.model, width=width, head_dim=width // 2, norm_groups=width // 4)
+        network = System.create(dataclasses.replace(recipe, model=small)).model.network
+        return sum(weight.numel() for weight in network.parameters())
+
+    one, two, three = (count(8 * k) for k in (1, 2, 3))
+    k = recipe.model.width // 8  # Newton's forward differences
+    billions = (one + (k - 1) * (two - one) + (k - 1) * (k - 2) / 2 * (three - 2 * two + one)) / 1e9
+    assert billions == pytest.approx(PAPER_BILLIONS[name], abs=0.005)
+
+
+@pytest.mark.parametrize("name", CASCADES)
+def test_shipped_cascade_has_stages_that_build_and_fit(name: str) -> None:
+    pipeline = load_pipeline(name)
+    assert pipeline is not None and pipeline.samples >= 1
+    base, *upscalers = (System.create(recipe) for recipe in pipeline.stages.values())
+    joined = join(base, upscalers)
+    assert joined.image_size == pipeline.stages["upscaler"].data.image_size > base.image_size
+    assert all(stage.takes_text for stage in (joined, *joined.upscalers))
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name not in CASCADES])
 def test_shipped_pipeline_has_stages_that_build_on_one_another(name: str) -> None:
     pipeline = load_pipeline(name)
     assert pipeline is not None and pipeline.samples >= 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rasterformer.diffusion.edm import make_edm
 from rasterformer.diffusion.gaussian import GaussianProcess, make_gaussian
-from rasterformer.diffusion.gaussian_bound import SCALES, _log_mass, image_bound
+from rasterformer.diffusion.gaussian_bound import SCALES, ImageBound, _log_mass, image_bound
 from rasterformer.errors import ConfigError, ShapeError
 
 F64 = torch.float64
@@ -191,7 +191,7 @@ def test_reconstruction_is_its_mean_over_z_0(name: str, denoiser: str) -> None:
 @pytest.mark.parametrize("mean", [-3.0, -1.0, 0.123, 1.0])
 def test_masses_of_all_levels_sum_to_one(mean: float, std: float) -> None:
     images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
-    logs = _log_mass(images, torch.full((256, 1, 1, 1), mean, dtype=F64), std)
+    logs = _log_mass(images, torch.full((256, 1, 1, 1), mean, dtype=F64), std, torch.ones(256, 1, 1, 1))
     assert float(logs.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     assert not bool(logs.isnan().any()) and float(logs[100]) < 0  # far away it is small, and not 0
 
@@ -233,6 +233,104 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         )  # sums are rounded as they are laid out
     others = image_bound(denoiser, denoiser.process, images, rng=generators(3, 7), strata=3).nats
     assert not bool(torch.isclose(together, others, rtol=1e-3).any())
+
+
+def bound_by_loops(model: Linear, image: Tensor, known: Tensor, seed: int, strata: int) -> tuple[float, float, float]:
+    """Prior, diffusion and reconstruction term of the unknown values of one image, value by value.
+
+    The stream is drawn as `image_bound` says: a place and noise in each stratum, then the noise of z_0.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    clean, noisy = ends(model.process)
+    places = []
+    for stratum in range(strata):
+        place = float(torch.rand((), dtype=F64, generator=rng))
+        places.append((clean + (noisy - clean) * (stratum + place) / strata, torch.randn(image.shape, generator=rng)))
+    noise_0 = torch.randn(image.shape, generator=rng)
+    prior, diffusion = 0.0, 0.0
+    logs = [0.0] * len(decoders(model))
+    for c, row, col in np.ndindex(*image.shape):
+        if known[row, col]:
+            continue
+        level = float(image[c, row, col])
+        x = level / 127.5 - 1
+        alpha, sigma = levels(noisy)
+        prior += 0.5 * (alpha**2 * x**2 + sigma**2 - 1 - math.log(sigma**2))
+        for log_snr, noise in places:
+            alpha, sigma = levels(log_snr)
+            eps = float(noise[c, row, col])
+            z, gain = alpha * x + sigma * eps, float(model.gain(np.array(log_snr)))
+            x0 = model.mean + gain * (z - alpha * model.mean)
+            diffusion += 0.5 * (clean - noisy) / strata * ((z - alpha * x0) / sigma - eps) ** 2
+        alpha, sigma = levels(clean)
+        z = alpha * x + sigma * float(noise_0[c, row, col])
+        for k, (offset, slope, std) in enumerate(decoders(model)):
+            with np.errstate(divide="ignore"):  # a decoder far away has a mass of 0 here: the others decide
+                logs[k] += float(np.log(masses(np.array(level), np.array(offset + slope * z), std)))
+    return prior, diffusion, math.log(len(logs)) - float(logsumexp(logs))
+
+
+@every_process
+def test_known_pixels_do_not_count(name: str) -> None:
+    denoiser, images = MODELS["weak"](PROCESSES[name]), images_of(0.1, 0.3, 2, side=4).expand(-1, 3, -1, -1)
+    known = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(5)) < 0.5
+    got = image_bound(denoiser, denoiser.process, images, rng=generators(2), strata=3, known=known)
+    for k in range(2):
+        expected = bound_by_loops(denoiser, images[k], known[k], k, 3)
+        found = (float(got.prior[k]), float(got.diffusion[k]), float(got.reconstruction[k]))
+        # the bound draws in float32: at high SNR what is left of eps after subtraction has few digits
+        assert found == pytest.approx(expected, rel=2e-3)
+
+
+def test_what_is_known_and_what_is_not_add_up_and_nothing_costs_nothing() -> None:
+    denoiser, images = MODELS["perfect"](PROCESSES["cosine"]), images_of(0.1, 0.3, 2, side=4)
+    known = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(5)) < 0.5
+
+    def bound(mask: Tensor | None) -> ImageBound:
+        return image_bound(denoiser, denoiser.process, images, rng=generators(2), strata=3, known=mask)
+
+    whole, parts = bound(None), (bound(known), bound(~known))
+    for term in ("prior", "diffusion"):
+        torch.testing.assert_close(getattr(parts[0], term) + getattr(parts[1], term), getattr(whole, term))
+    torch.testing.assert_close(bound(torch.zeros_like(known)).nats, whole.nats, rtol=0, atol=0)
+    nothing = bound(torch.ones_like(known))
+    torch.testing.assert_close(nothing.nats, torch.zeros(2, dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_a_known_pixel_changes_the_bound_only_by_what_the_denoiser_makes_of_it() -> None:
+    """A denoiser of single pixels makes nothing of it; one that looks at the mean of the image does."""
+    process, images = PROCESSES["cosine"], images_of(0.1, 0.3, 1, side=4)
+    known = torch.zeros(1, 4, 4, dtype=torch.bool)
+    known[0, 1, 2] = True
+    changed = images.clone()
+    changed[0, 0, 1, 2] = 255 - changed[0, 0, 1, 2]
+    single = MODELS["perfect"](process)
+
+    def whole(z: Tensor, t: Tensor) -> Tensor:
+        return single(z, t) + 0.1 * z.mean((1, 2, 3), keepdim=True)
+
+    for denoiser, is_same in ((single, True), (whole, False)):
+        before, after = (
+            image_bound(denoiser, process, one, rng=generators(1), strata=2, known=known).nats
+            for one in (images, changed)
+        )
+        assert torch.equal(before, after) is is_same
+
+
+def test_a_mask_that_does_not_fit_is_refused() -> None:
+    process, images = PROCESSES["cosine"], torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    for shape, dtype in (
+        ((2, 5, 4), torch.bool),
+        ((1, 4, 5), torch.bool),
+        ((2, 3, 4, 5), torch.bool),
+        ((2, 4, 5), F64),
+    ):
+        with pytest.raises(
+            ShapeError, match=rf"known is {dtype} \[{', '.join(map(str, shape))}\]; it must be torch.bool"
+        ):
+            image_bound(
+                lambda z, t: z, process, images, rng=generators(2), strata=2, known=torch.zeros(shape, dtype=dtype)
+            )
 
 
 def test_tensors_that_do_not_fit_and_strata_out_of_range_are_refused() -> None:

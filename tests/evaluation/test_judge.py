@@ -14,8 +14,11 @@ from rasterformer.evaluation.image_to_image_report import ImageToImageReport
 from rasterformer.evaluation.judge import judge_samples
 from rasterformer.evaluation.likelihood import LikelihoodReport, likelihood_report
 from rasterformer.interfaces import Cond
+from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.recipe_file import load_recipe
 from rasterformer.system import System
+from rasterformer.systems.imagen.config import Config as ImagenConfig
+from rasterformer.tasks import Inpaint, SuperResolution, Task
 
 SIDE = 12  # pixels; SSIM's window has 11
 TASKS = {
@@ -145,3 +148,61 @@ def test_a_model_without_a_task_and_a_single_image_are_refused() -> None:
         judge(None)
     with pytest.raises(DataError, match="There is 1 image; figures that compare images need at least 2"):
         judge("colourise", num_images=1)
+
+
+CAPTIONS = ("a cat", "", "two dogs")
+
+
+def diffusion(task: Task) -> System:
+    """A diffusion model of pixels that reads bytes of captions; its weights are random, so that captions matter."""
+    small: dict[str, Any] = {"width": 8, "multipliers": (1,), "res_blocks": (1,), "norm_groups": 4, "head_dim": 8}
+    config = ImagenConfig(**small, text_width=8, attention_levels=(), source_noise=float(isinstance(task, SuperResolution)))
+    data, text = DataConfig(image_size=SIDE), TextConfig(encoder="bytes", length=10, dim=8)
+    system = System.create(Recipe("imagen", config, data, TrainingConfig(), task=task, text=text))
+    system.model.eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in system.model.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=rng))
+    return system
+
+
+@pytest.mark.parametrize("task", [SuperResolution(2), Inpaint()], ids=["super_resolution", "inpaint"])
+def test_a_diffusion_model_draws_by_source_and_held_out_caption(task: Task) -> None:
+    system, held_out = diffusion(task), replace(HELD_OUT, captions=CAPTIONS)
+    bound = replace(known_likelihood(), bound="upper")
+    report = judge_samples(system, held_out, TRAINING, bound, num_images=2, n=2, steps=2, seed=4, with_frechet=False)
+    assert report.settings == {"steps": 2, "sampler": "ancestral", "guidance_scale": 1.0, "seed": 4}
+    assert report.bound == report.to_dict()["bound"] == "upper"
+    batch = system.with_source(
+        held_out.batch(torch.arange(2), use_labels=False), first=0, purpose="held-out source", seed=0
+    )
+    drawn = {
+        texts: system.draw_from(system.with_captions(batch.cond, texts), n=2, steps=2, seed=4)
+        for texts in (CAPTIONS[:2], ("something", "else"))
+    }
+    own, other = (psnr(images[:, 0], batch.images) for images in drawn.values())
+    assert report.rows["model"]["psnr_db"] == pytest.approx(own) and own != pytest.approx(other)
+    if isinstance(task, Inpaint):
+        assert report.rows["model"]["known_pixels_changed"] == 0
+
+
+def test_a_bound_is_called_one_wherever_the_report_states_it() -> None:
+    exact = judge("colourise")
+    upper = replace(exact, bound="upper")
+    assert "bits/dim, upper bound (95 %" in str(upper.table().title) and "bound" not in str(exact.table().title)
+    labels = [card.label for section in upper.html_sections() for card in getattr(section, "cards", ())]
+    assert "bits/dim given the source, upper bound" in labels
+
+
+def test_what_is_not_for_the_kind_of_model_is_refused_before_anything_is_drawn() -> None:
+    held_out = replace(HELD_OUT, captions=CAPTIONS)
+    words: dict[str, Any] = {"num_images": 2, "n": 1, "seed": 0, "with_frechet": False}
+    with pytest.raises(
+        ConfigError, match=r"temperature = 0.9 has no meaning here: this is a diffusion model of pixels"
+    ):
+        judge_samples(diffusion(Inpaint()), held_out, TRAINING, known_likelihood(), temperature=0.9, **words)
+    with pytest.raises(ConfigError, match="steps = 5 has no meaning here: this is a model that draws pixel by pixel"):
+        judge_samples(make("inpaint"), held_out, TRAINING, known_likelihood(), steps=5, **words)
+    with pytest.raises(DataError, match="has no captions"):
+        judge_samples(diffusion(Inpaint()), HELD_OUT, TRAINING, known_likelihood(), steps=1, **words)

@@ -14,6 +14,7 @@ from torch import Tensor
 from rasterformer.data.imageset import ImageSet
 from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from rasterformer.evaluation.likelihood import (
+    BoundScorer,
     bits_per_dim,
     evaluate_likelihood,
     likelihood_report,
@@ -67,6 +68,20 @@ class KnowsLabels:
         assert cond.label is not None, "no labels came"
         channels = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
         return (cond.label[:, None, None, None] + 1) * channels * torch.ones(images.shape)
+
+
+class TwoStages(BoundScorer):
+    """Stage 0 costs one bit for each image of 2x2 pixels and dimension, stage 1 three for each of 4x4; words cost a bit each."""
+
+    levels, stage_sizes = 7, (2, 4)
+
+    def __init__(self, *, takes_captions: bool = False) -> None:
+        self.takes_captions, self.seen = takes_captions, []
+
+    def stage_nats(self, images: Tensor, cond: Cond, captions) -> Tensor:
+        self.seen.append(captions)
+        words = torch.tensor([len(text.split()) for text in captions or [""] * len(images)])
+        return torch.stack([12.0 + words, 3 * 48.0 + 0 * words], 1).double() * math.log(2)
 
 
 UNIFORM = Histogram(torch.full((256,), 1 / 256, dtype=torch.float64))
@@ -167,11 +182,17 @@ def test_images_seen_in_training_are_counted_among_the_scored_ones():
     assert evaluate(UNIFORM, image_set(images)).overlap_with_training is None
 
 
-@pytest.mark.parametrize(("bound", "words"), [("exact", "exact likelihood"), ("upper", "upper bound")])
-def test_table_and_json_say_what_the_figure_is(bound, words):
-    report = evaluate(UNIFORM, image_set(random_images(3)), bound=bound)
+@pytest.mark.parametrize(
+    ("bound", "system", "figure", "words"),
+    [
+        ("exact", UNIFORM, "8.0000", "exact likelihood"),
+        ("upper", TwoStages(), "3.2500", "upper bound, estimated, on the"),
+    ],
+)
+def test_table_and_json_say_what_the_figure_is(bound, system, figure, words):
+    report = evaluate(system, image_set(random_images(3)))
     text = printed(report)
-    for part in (words, "8.0000", "48 an image", "every tenth image", "reduced to 4", "normal approximation", "PNG"):
+    for part in (words, figure, "48 an image", "every tenth image", "reduced to 4", "normal approximation", "PNG"):
         assert part in text
     written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert (written["bound"], written["num_dims"], written["num_images"]) == (bound, 48, 3)
@@ -348,3 +369,65 @@ def test_an_image_of_which_all_is_known_has_no_bits_per_dim():
         evaluate(KnowsSome(), image_set(images), with_source=lambda batch, first: everything)
     with pytest.raises(ConfigError, match="num_dims = 0 must be at least 1"):
         bits_per_dim(torch.ones(2), torch.tensor([3, 0]))
+
+
+def test_a_bound_is_the_sum_over_stages_and_says_from_what_it_is_estimated():
+    report = evaluate(TwoStages(), image_set(random_images(5)), batch_size=2)
+    assert report.bits_per_dim == pytest.approx((12 + 3 * 48) / 48)
+    assert [(one.image_size, one.bits_per_dim) for one in report.stages] == [
+        (2, pytest.approx(0.25)),
+        (4, pytest.approx(3)),
+    ]
+    assert (report.bound, report.levels, report.per_channel, report.given) == ("upper", 7, None, ())
+    said = printed(report)
+    assert "7 levels of noise, drawn for each image and stage, without guidance" in said
+    assert "2x2 0.2500  4x4 3.0000  (bits/dim of the 4x4 image; each stage is given the true image before it)" in said
+    assert "over images and the noise drawn for them" in said and "per channel" not in said
+    written = json.loads(json.dumps(report.to_dict()))
+    assert [one["image_size"] for one in written["stages"]] == [2, 4]
+    assert written["interval_method"] == "normal approximation on the mean over images and the noise drawn for them"
+    assert written["likelihood_of"] == "pixels, upper bound, estimated, on the negative log-likelihood"
+
+
+def test_captions_of_the_images_reach_a_model_that_takes_them_and_no_other():
+    texts = ("a", "", "a b c", "a b")
+    images = replace(image_set(random_images(4), torch.tensor([0, 1, 0, 1])), captions=texts)
+    system = TwoStages(takes_captions=True)
+    report = evaluate(system, images, batch_size=3)
+    assert system.seen == [["a", "", "a b c"], ["a b"]]
+    assert report.bits_per_dim == pytest.approx((4 * 156 + 6) / (4 * 48)) and report.given == ("caption",)
+    assert "on the negative log-likelihood given its caption)" in printed(report)
+    both = evaluate(system, images, use_labels=True, task="denoise")
+    assert both.given == ("class", "caption")
+    assert "given its class, its caption and the source, denoise)" in printed(both)
+    deaf = TwoStages()
+    assert evaluate(deaf, images).given == () and deaf.seen == [None]
+    with pytest.raises(DataError, match="has no captions"):
+        evaluate(system, image_set(random_images(4)))
+
+
+def test_json_of_a_bound_and_of_an_exact_likelihood_have_the_same_fields():
+    images = image_set(random_images(4))
+    exact, bound = evaluate(UNIFORM, images).to_dict(), evaluate(TwoStages(), images).to_dict()
+    assert exact.keys() == bound.keys()
+    same = (
+        "data_fingerprint",
+        "num_images",
+        "num_dims",
+        "baselines",
+        "preprocessing",
+        "split_origin",
+        "task",
+        "unknown_share",
+    )
+    assert {name: exact[name] for name in same} == {name: bound[name] for name in same}
+    assert (exact["levels"], exact["stages"], bound["per_channel"]) == (None, None, None)
+
+
+def test_nats_that_are_not_one_for_each_image_and_stage_are_refused():
+    class Whole(TwoStages):
+        def stage_nats(self, images: Tensor, cond: Cond, captions) -> Tensor:
+            return torch.ones(len(images))
+
+    with pytest.raises(ShapeError, match=r"stage_nats gave shape \[3\]; \[3, 2\], one value for each image and stage"):
+        evaluate(Whole(), image_set(random_images(3)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.nn.denoiser_inputs import Tokens
-from rasterformer.nn.dit import DiT, DiTLayer, GridAttention, _places
+from rasterformer.nn.dit import DiT, DiTLayer
 from rasterformer.nn.positions import rotary_angles
 
 F64 = torch.float64
@@ -75,18 +75,6 @@ def test_patches_are_maps_of_all_their_pixels_in_raster_order() -> None:
 
 
 @torch.no_grad()
-def test_attention_turns_by_how_far_places_are_apart_and_not_by_where_they_are() -> None:
-    torch.manual_seed(0)
-    attention, h = randomised(GridAttention(WIDTH, num_heads=HEADS, qk_norm=True)), random_maps(1, 6, WIDTH)
-    rows, cols = torch.arange(6) // 3, torch.arange(6) % 3
-    found = [attention(h, rotary_angles(rows + down, cols + right, 4)) for down, right in ((0, 0), (5, 0), (0, 7))]
-    for moved in found[1:]:
-        torch.testing.assert_close(moved, found[0], rtol=1e-5, atol=1e-5)  # angles are float32
-    apart = attention(h, rotary_angles(2 * rows, cols, 4))
-    assert (apart - found[0]).abs().max() > 1e-3
-
-
-@torch.no_grad()
 def test_equal_patches_get_different_results_in_different_places() -> None:
     network = make()
     found = network(torch.ones(1, 3, 4, 6, dtype=F64), random_maps(1))
@@ -94,15 +82,6 @@ def test_equal_patches_get_different_results_in_different_places() -> None:
     for one in range(6):
         for other in range(one):
             assert (patches[:, one] - patches[:, other]).abs().max() > 1e-3
-
-
-def test_cells_of_an_encoded_image_lie_over_all_of_the_image() -> None:
-    rows, cols = _places(torch.Size([2, 4]), (2, 4))  # the same grid: the same places
-    assert rows.tolist() == [0.0] * 4 + [1.0] * 4 and cols.tolist() == [0.0, 1.0, 2.0, 3.0] * 2
-    rows, cols = _places(torch.Size([1, 2]), (4, 8))  # cells of 4 x 4 patches: their middles
-    assert rows.tolist() == [1.5, 1.5] and cols.tolist() == [1.5, 5.5]
-    rows, cols = _places(torch.Size([4, 1]), (2, 1))  # half a patch
-    assert rows.tolist() == [-0.25, 0.25, 0.75, 1.25] and cols.tolist() == [0.0] * 4
 
 
 # ---- layers

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rasterformer.errors import ConfigError
 from rasterformer.nn.map_attention import MapAttention
 from rasterformer.nn.unet import Stage, Unet
-from rasterformer.nn.unet_blocks import ResBlock, laid_out
+from rasterformer.nn.unet_blocks import ResBlock
 
 F64 = torch.float64
 PAPER = {"width": 512, "multipliers": (1, 2, 3, 4), "res_blocks": 3, "attention_levels": (1, 2, 3)}
@@ -95,12 +95,6 @@ def test_dropout_is_there_in_training_only() -> None:
     h, vector = torch.randn(1, 4, 4, 4), torch.randn(1, 3)
     assert not torch.equal(block(h, vector), block(h, vector))
     assert torch.equal(block.eval()(h, vector), block(h, vector))
-
-
-def test_maps_lie_channels_last_where_groups_are_wide() -> None:
-    maps = torch.zeros(1, 8, 2, 2)
-    assert laid_out(maps, group_width=4).is_contiguous(memory_format=torch.channels_last)
-    assert laid_out(maps, group_width=3).is_contiguous()
 
 
 # ---- the network

@@ -21,6 +21,7 @@ from rasterformer.conditioning.text import MiniLMEncoder
 from rasterformer.conditioning.text_encoder import TextEncoder
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.opening import open_images
+from rasterformer.data.order import sample_index
 from rasterformer.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from rasterformer.interfaces import Cond
 from rasterformer.nn.minilm import MODEL_PACKAGE
@@ -30,6 +31,7 @@ from rasterformer.systems.vqgan.config import Config as TokenizerConfig
 from rasterformer.systems.vqgan_transformer.config import Config
 from rasterformer.tasks import SuperResolution, Task
 from rasterformer.tokenizer import Tokenizer
+from rasterformer.training.captions import Captions
 from rasterformer.training.codes import CodesLearner
 from rasterformer.training.loop import Run, train
 from rasterformer.training.run import train_recipe
@@ -315,6 +317,28 @@ def test_bytes_are_learnt_with_the_model(tmp_path: Path) -> None:
     loaded = rasterformer.load(tmp_path / "model", device="cpu")
     one, other = (loaded.sample(12, text=text, as_tensor=True) for text in ("picture 1", "other"))
     assert not torch.equal(one, other) and torch.equal(one, system.sample(12, text="picture 1", as_tensor=True))
+
+
+def test_captions_are_added_by_the_numbers_of_a_steps_images_and_read_once() -> None:
+    """Step 5 of three images each has those that are 15th, 16th and 17th in the order of training."""
+    encoder = Numbers()
+    system = system_of(encoder=encoder)
+    captions = Captions(system, captioned(), captioned(5, split="test"), folder=None)
+    captions.read(device=torch.device("cpu"), say=quiet)
+    encoder.calls.clear()
+    index = sample_index(15, 3, num_images=7, seed=0)
+    found = captions.added(Cond(), 5)
+    assert found.text is not None and found.text[:, 0, 0].tolist() == index.tolist() and encoder.calls == []
+
+
+def test_the_fingerprint_of_training_images_is_that_of_captions_and_encoder_too() -> None:
+    other = dataclasses.replace(captioned(), captions=tuple(f"picture {k + 1}" for k in range(7)))
+    makers = ((captioned(), "numbers"), (other, "numbers"), (captioned(), "others"), (captioned(), "numbers"))
+    found = [
+        Captions(system_of(encoder=Numbers(fingerprint=name)), images, captioned(5), folder=None).fingerprint_with("0")
+        for images, name in makers
+    ]
+    assert found[0] == found[3] and len(set(found)) == 3
 
 
 @pytest.mark.parametrize("without", ["train", "test"])

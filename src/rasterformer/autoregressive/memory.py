@@ -44,10 +44,11 @@ class DrawingPlan:
     Args:
         num_images: in all.
         batch_size: drawn at a time.
-        positions: steps of each image.
+        positions: steps of each image, in units of `unit`.
         bytes_per_image: of a batch: caches, symbols and noise.
         shared_bytes: weights, and what else is there once for a batch.
         available_bytes: free now.
+        unit: what a step is: a position, or a pass of the network.
     """
 
     num_images: int
@@ -56,11 +57,13 @@ class DrawingPlan:
     bytes_per_image: int
     shared_bytes: int
     available_bytes: int
+    unit: str = "positions"
 
     def __str__(self) -> str:
         batches = -(-self.num_images // self.batch_size)
         return (
-            f"{self.num_images:,} images of {self.positions:,} positions, {self.batch_size:,} at a time in {batches:,} batches\n"
+            f"{self.num_images:,} images of {self.positions:,} {self.unit}, {self.batch_size:,} at a time in {batches:,} "
+            "batches\n"
             f"memory: {_mebibytes(self.batch_size * self.bytes_per_image)} for a batch "
             f"({_mebibytes(self.bytes_per_image)} an image), {_mebibytes(self.shared_bytes)} of weights, "
             f"{_mebibytes(self.available_bytes)} free"
@@ -91,6 +94,22 @@ def plan_drawing(
     """
     of_one = drawing_bytes(model, 1, rows_per_image=rows_per_image)
     one = drawing_bytes(model, 2, rows_per_image=rows_per_image) - of_one
+    batch_size = choose_batch(num_images, one, batch_size=batch_size, most=most, available=available)
+    shared = of_one - one + sum(p.numel() * p.element_size() for p in model.parameters())
+    return DrawingPlan(num_images, batch_size, model.x_shape[0], one, shared, available)
+
+
+def choose_batch(num_images: int, one: int, *, batch_size: int | None, most: int, available: int) -> int:
+    """Chooses how many images are drawn at a time, or checks the number that is wished for.
+
+    Args:
+        num_images: in all.
+        one: bytes that an image takes.
+        batch_size, most, available: as in `plan_drawing`.
+
+    Raises:
+        ConfigError: as `plan_drawing`.
+    """
     if batch_size is None:
         batch_size = min(most, num_images, int(SHARE * available) // one)
         if batch_size < 1:
@@ -103,8 +122,7 @@ def plan_drawing(
             f"batch_size = {batch_size} takes {_mebibytes(size * one)}, but {_mebibytes(available)} are free. "
             f"Use {max(1, int(SHARE * available) // one)}, or leave it out."
         )
-    shared = of_one - one + sum(p.numel() * p.element_size() for p in model.parameters())
-    return DrawingPlan(num_images, min(batch_size, num_images), model.x_shape[0], one, shared, available)
+    return min(batch_size, num_images)
 
 
 def _mebibytes(count: int) -> str:

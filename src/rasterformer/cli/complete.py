@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from rasterformer.cli.denoising import Denoising
+from rasterformer.cli.denoising import Denoising, GuidanceScale, record
 from rasterformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def complete(
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
     candidates: int = 1,
-    guidance_scale: float = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
     text: str | None = None,
     text_folder: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -45,8 +45,8 @@ def complete(
         model: run, model folder or checkpoint.
         images: files, fitted to the model's size as in training.
         known: top:0.5 (the upper half), rows:12 (the first 12 rows), or a mask image of the model's size, white where
-            the image is known. For a model of pixels what is known must come first in its generation order; a model over
-            codes takes any mask.
+            the image is known. For a model that draws pixel by pixel what is known must come first in its generation order;
+            the others take any mask.
         n: completions of each image.
         label: class of the images, for a model with classes. Default: not said, where the model has learned that (trained with
             model.drop_condition_prob), else one at random.
@@ -60,12 +60,12 @@ def complete(
         parallel: draw one completion at a time, several positions per pass; the same images.
         candidates: of a model over codes and a mask that is no prefix: so many fillings are drawn for each completion, and one is
             chosen by how well what is known after it fits. (A diffusion model sees all that is known.)
-        guidance_scale: above 1 the class or text counts more; for models over codes trained with
+        guidance_scale: above 1 the class or text counts more; for models over codes and diffusion models trained with
             model.drop_condition_prob.
         text: what to draw, for models trained with captions. Default: not said, where the model has learned that; '' is an empty
             caption.
         text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
-        dry_run: say how much memory it takes, and draw nothing.
+        dry_run: say how much memory it takes, and draw nothing; of a diffusion model of pixels also how long, by timing a pass.
         scale: magnification in the grid.
         denoising: options of diffusion models.
     """
@@ -76,40 +76,52 @@ def complete(
     from rasterformer.cli.progress import step_progress
     from rasterformer.data.decode import decode_file
     from rasterformer.data.png import image_grid, write_png
+    from rasterformer.diffusion.image_denoiser import ImageDenoiser
+    from rasterformer.drawing.abilities import need_no_source
+    from rasterformer.drawing.options import DrawingOptions
+    from rasterformer.drawing.timing import time_drawing
     from rasterformer.recipe_file import recipe_hash
 
     if not images:
         raise ConfigError("no image was given. Give at least one file: rasterformer complete MODEL IMAGE...")
     if n < 1 or scale < 1:
         raise ConfigError(f"-n {n} and --scale {scale} must be at least 1.")
+    how: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+        "parallel": parallel,
+        "guidance_scale": guidance_scale,
+        **asdict(denoising),
+    }
+    options = DrawingOptions(**how)
     system = load(model, text_folder=text_folder)
+    need_no_source(system, "complete")
     originals = system.to_tensor([decode_file(path).image for path in images])
     size = system.image_size
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
     if dry_run:
-        count = len(images) * n * candidates
-        plan = system.plan_sampling(
-            count,
-            batch_size=batch_size,
-            precision=precision,
-            parallel=parallel,
-            guidance_scale=guidance_scale,
-            **asdict(denoising),
-        )
-        print(plan)
+        if isinstance(system.model, ImageDenoiser):
+            count = len(images)
+            plan, seconds = time_drawing(
+                system, n, options, label=label, text=text, num_pictures=count, is_filling=True
+            )
+            print(f"{f'for each of {count} pictures: ' if count > 1 else ''}{plan}\ntime: {seconds}")
+        else:
+            print(system.plan_sampling(len(images) * n * candidates, **how))
         return 0
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed, "known": known}
-    if system.tokenizer is not None:
-        options |= {"candidates": candidates, "guidance_scale": guidance_scale, "text": text}
-    if system.is_diffusion:
-        options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "completion",
         "model": str(model),
         "recipe": recipe_hash(system.recipe),
-        "precision": precision,
-        **options,
+        "known": known,
+        **record(system, options, label=label, text=text, is_filling=True),
     }
+    if system.tokenizer is not None:
+        about["candidates"] = candidates
     done: list[Tensor] = []
 
     stems = [path.stem for path in images]
@@ -143,20 +155,12 @@ def complete(
                 known=mask,
                 n=n,
                 label=label,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                batch_size=batch_size,
-                precision=precision,
-                parallel=parallel,
-                candidates=candidates,
-                guidance_scale=guidance_scale,
-                **asdict(denoising),
                 text=text,
+                candidates=candidates,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,
+                **how,
             )
     except KeyboardInterrupt:
         print(f"stopped: {write_grid()} of {len(images) * n} completions are in {out}")

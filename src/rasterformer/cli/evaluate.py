@@ -29,6 +29,7 @@ def evaluate(
     images: int = 64,
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 4,
     temperature: float = 1.0,
+    steps: int | None = None,
     seed: int = 0,
     frechet: bool = True,
     html: Path | None = None,
@@ -37,8 +38,9 @@ def evaluate(
     """Measure a model on held-out images: bits/dim with an interval.
 
     The likelihood is computed in float32. PNG and WebP sizes of the same images stand beside it, and images that are
-    also in the training split are counted. A model over codes has a likelihood of codes only: nats/code, and bits for the codes;
-    of a diffusion model it is an estimate of an upper bound.
+    also in the training split are counted. A model over codes has a likelihood of codes only: nats/code, and bits for the codes.
+    Of a diffusion model it is an estimate of an upper bound, given the class and the caption of each image where it takes them;
+    of a cascade the sum over its stages.
     With --task, samples are drawn from the sources of the first images as well, and
     judged beside simpler means (extra `eval`).
 
@@ -48,12 +50,14 @@ def evaluate(
         split: the data's own test split, or the share held out from training.
         limit: only the first so many images.
         batch_size: images scored at a time.
-        levels: of a diffusion model: levels of noise drawn for each image; more are slower and narrow the interval. Default: 20.
+        levels: of a diffusion model: levels of noise drawn for each image and stage; more are slower and narrow the interval.
+            Default: 20.
         json: write the report into this file.
         task: the model's task, such as super_resolution: judge samples too.
         images: with --task: sources to draw from.
         n: with --task: samples of each source.
-        temperature: with --task: below 1 draws more probable images.
+        temperature: with --task: below 1 draws more probable images. Not of diffusion models.
+        steps: with --task, of a diffusion model: steps from noise to image. Default: 50.
         seed: with --task: another seed, other samples.
         frechet: with --task: also a Fréchet distance on features of a network (FD-EffLite0).
         html: with --task: write a page with figures and pictures into this file.
@@ -63,15 +67,17 @@ def evaluate(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
-    from rasterformer.code_images import window_of
     from rasterformer.codecs.vq.codec import CodeCodec
+    from rasterformer.drawing.code_images import window_of
+    from rasterformer.drawing.options import DrawingOptions, need_options
     from rasterformer.evaluation.code_likelihood import evaluate_codes
     from rasterformer.evaluation.judge import judge_samples
     from rasterformer.evaluation.likelihood import evaluate_likelihood
+    from rasterformer.evaluation.pixel_bound import scorer_of
     from rasterformer.evaluation.report import write_page
     from rasterformer.evaluation.similarity import SSIM_SIDE, require_torchmetrics
     from rasterformer.nn.efficientnet_lite import load_efficientnet_lite0
-    from rasterformer.recipe_images import open_recipe_images
+    from rasterformer.recipe_images import open_images_of
     from rasterformer.tasks import task_name
 
     system = load(model, text_folder=text_folder)
@@ -89,6 +95,7 @@ def evaluate(
     if images < 2 or n < 1:
         raise ConfigError(f"--images {images} must be at least 2 and -n {n} at least 1.")
     if task is not None:  # what is missing is to be said now, not after an hour
+        need_options(system, DrawingOptions(temperature=temperature, steps=steps))
         require_torchmetrics()
         if frechet:
             load_efficientnet_lite0()
@@ -96,7 +103,7 @@ def evaluate(
             raise ConfigError(
                 f"--task {task}: similarity needs images of at least {SSIM_SIDE} pixels; {model} makes {system.image_size}."
             )
-    held_out = open_recipe_images(recipe, split, path=data)
+    held_out = open_images_of(system, split, path=data)
     if system.tokenizer is not None:
         assert isinstance(system.codec, CodeCodec), "a model over codes"
         window = window_of(system)
@@ -121,10 +128,11 @@ def evaluate(
         Console().print(of_codes.table())
         _write_json(json, of_codes.to_dict())
         return
-    training = open_recipe_images(recipe, "train", path=data) if split == "test" else None
+    scorer = scorer_of(system, levels=levels)
+    training = open_images_of(system, "train", path=data) if split == "test" else None
     with step_progress("scoring") as on_progress:
         report = evaluate_likelihood(
-            system,
+            scorer,
             held_out,
             model=str(model),
             dtype="float32",
@@ -140,7 +148,7 @@ def evaluate(
     content: dict[str, Any] = report.to_dict()
     if task is not None:
         if training is None:
-            training = open_recipe_images(recipe, "train", path=data)
+            training = open_images_of(system, "train", path=data)
         with step_progress("drawing") as on_step:
             judged = judge_samples(
                 system,
@@ -150,6 +158,7 @@ def evaluate(
                 num_images=images,
                 n=n,
                 temperature=temperature,
+                steps=steps,
                 seed=seed,
                 with_frechet=frechet,
                 on_step=on_step,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from rasterformer.cli.denoising import Denoising
+from rasterformer.cli.denoising import Denoising, GuidanceScale, record
 from rasterformer.cli.missing import Missing
 from rasterformer.errors import ConfigError, DataError, ShapeError
 
@@ -39,18 +39,20 @@ class Drawing:
         beside: put each result beside its picture instead, under a name that says what it is.
         original: the pictures are what the model should make: reduce them to its size and make sources from them as in
             training; the sheet then shows source | results | original.
-        tile: draw pictures that are larger than the model's in overlapping tiles.
+        tile: draw pictures that are larger than the model's: in overlapping tiles, by a sliding window (models over codes), or at
+            once (diffusion models of pixels).
         overlap: of neighbouring tiles, pixels of the source. Default: half of a tile.
         batch_size: tiles drawn at a time. Default: as many as half of the free memory holds, at most 64.
         precision: bfloat16 is faster with many tiles and draws from a rounded model.
         scale: magnification in the sheet.
-        guidance_scale: above 1 the condition counts more; for models over codes trained with model.drop_condition_prob.
+        guidance_scale: above 1 the condition counts more; for models over codes and diffusion models trained with
+            model.drop_condition_prob.
         window_stride: models over codes draw larger pictures by a sliding window, which moves on by so many codes; more is
             faster. Default: 1, the paper's rule; of a diffusion model half a window.
         text: what to draw, for models trained with captions. Default: not said, where the model has learned that; '' is an empty
             caption.
         text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
-        crop: models over codes need sides that are multiples of a few pixels: cut pictures, centred, to fit.
+        crop: cut pictures, centred, to sides that are multiples of a few pixels, which models over codes need.
     """
 
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 1
@@ -67,7 +69,7 @@ class Drawing:
     batch_size: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     scale: int = 4
-    guidance_scale: float = 1.0
+    guidance_scale: GuidanceScale = 1.0
     window_stride: int | None = None
     text: str | None = None
     text_folder: Path | None = None
@@ -89,7 +91,7 @@ def draw_from_images(
 
     Args:
         command: its name, for messages and file names.
-        task: that the model must have been trained for. None: any.
+        task: that the model must have been trained for; `upscale` works with a cascade, too. None: any.
         model: run, model folder or checkpoint.
         images: files, folders and patterns.
         drawing: the options.
@@ -105,11 +107,15 @@ def draw_from_images(
 
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
-    from rasterformer.code_images import source_multiple
+    from rasterformer.conditioning.resize import reduce_area
     from rasterformer.conditioning.sources import masked_source, source_of_picture
     from rasterformer.data.palette import label_colours
     from rasterformer.data.png import image_grid, write_png
-    from rasterformer.image_to_image import visible_source
+    from rasterformer.diffusion.image_denoiser import ImageDenoiser
+    from rasterformer.drawing.canvas import visible_source
+    from rasterformer.drawing.code_images import source_multiple
+    from rasterformer.drawing.options import DrawingOptions
+    from rasterformer.drawing.stages import factors_of
     from rasterformer.interfaces import Batch, Cond
     from rasterformer.recipe_file import recipe_hash
     from rasterformer.tasks import Paired, task_name
@@ -122,17 +128,24 @@ def draw_from_images(
     if strength is not None and not system.is_diffusion:
         raise ConfigError(f"vary undoes noise, which only a diffusion model does, and {model} is none.")
     trained = None if system.task is None else task_name(system.task)
-    if trained is None or (task is not None and trained != task):
+    upscalers_alone = command == "upscale" and bool(system.upscalers) and system.recipe.task is None
+    if not upscalers_alone and (trained is None or (task is not None and trained != task)):
         wanted = "a model with a task" if task is None else f"a model of the task {task}"
+        wanted = f"a cascade or {wanted}" if command == "upscale" else wanted
         use = "restore" if trained == "inpaint" else "transform"
         hint = f" `rasterformer {use} {shlex.quote(str(model))}` does what it was trained for." if trained else ""
         own = trained
         if system.recipe.task is None and trained is not None:
-            own, hint = None, f" `rasterformer restore {shlex.quote(str(model))}` and vary work without a task."
+            others = ", vary and upscale" if system.upscalers else " and vary"
+            own, hint = None, f" `rasterformer restore {shlex.quote(str(model))}`{others} work without a task."
         raise ConfigError(f"{command} needs {wanted}, but {model} was trained for {own or 'images alone'}.{hint}")
     if command == "transform" and trained == "inpaint" and not drawing.original:
         raise ConfigError(
             f"{model} fills in what a mask says is missing: rasterformer restore {shlex.quote(str(model))} ..."
+        )
+    if drawing.crop and system.tokenizer is None:
+        raise ConfigError(
+            "--crop is for models over codes, and this one draws pixels, of pictures with any sides. Leave it out."
         )
     files = find_pictures(images)
     assert system.task is not None, "refused above"
@@ -140,7 +153,8 @@ def draw_from_images(
     pictures = [_read(path, "labels" if labels else "colours") for path in files]
     extend = None if missing is None else missing.extend
     top, right, bottom, left = extend or (0, 0, 0, 0)
-    side = system.source_shape.size if system.source_shape is not None else 1
+    assert system.source_shape is not None, "a task has sources"
+    side = system.recipe.data.image_size if upscalers_alone else system.source_shape.size
     for path, picture in zip(files, pictures, strict=True):
         height, width = picture.shape[1] + top + bottom, picture.shape[2] + left + right
         if not drawing.original and min(height, width) < side:
@@ -171,6 +185,8 @@ def draw_from_images(
             )
         originals = system.to_tensor(to_pil_list(pictures))
         batch = Batch(originals)
+        if upscalers_alone:
+            batch = Batch(originals, Cond(source=reduce_area(originals, factors_of(system)[0])))
         if missing is not None:
             masks = [missing.known(system.image_size, system.image_size)] * len(originals)
             batch = Batch(originals, masked_source(originals, torch.stack(masks)))
@@ -185,31 +201,40 @@ def draw_from_images(
         else:
             pictures = list(originals)
         known = None if cond.known is None else list(cond.known)
+    how: dict[str, Any] = {
+        "temperature": drawing.temperature,
+        "top_k": drawing.top_k,
+        "top_p": drawing.top_p,
+        "seed": drawing.seed,
+        "batch_size": drawing.batch_size,
+        "precision": drawing.precision,
+        "guidance_scale": drawing.guidance_scale,
+        "window_stride": drawing.window_stride,
+        **asdict(denoising),
+    }
+    is_filling = known is not None and system.is_diffusion
     about = {
         "kind": command,
         "model": str(model),
         "recipe": recipe_hash(system.recipe),
-        "temperature": drawing.temperature,
-        "top_k": drawing.top_k,
-        "top_p": drawing.top_p,
-        "label": drawing.label,
-        "seed": drawing.seed,
-        "precision": drawing.precision,
+        **record(
+            system,
+            DrawingOptions(**how),
+            label=drawing.label,
+            text=drawing.text,
+            is_filling=is_filling,
+            upscalers_alone=upscalers_alone,
+        ),
     }
     if strength is None:
-        about |= {name: getattr(drawing, name) for name in ("original", "tile", "overlap", "crop")}
+        matters = (
+            ("original", "tile") if isinstance(system.model, ImageDenoiser) else ("original", "tile", "overlap", "crop")
+        )
+        about |= {name: getattr(drawing, name) for name in matters}
+    else:
+        about["strength"] = strength
     if missing is not None:
         about |= missing.record()
-    if system.tokenizer is not None:
-        about |= {
-            "guidance_scale": drawing.guidance_scale,
-            "window_stride": drawing.window_stride,
-            "text": drawing.text,
-        }
-    if system.is_diffusion:
-        about |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
-    if strength is not None:
-        about |= {"strength": strength}
     places = result_places(files, command, drawing)
     done: dict[int, Tensor] = {}
 
@@ -223,33 +248,26 @@ def draw_from_images(
     stopped = False
     try:
         with step_progress(f"{command}: {len(files)} pictures, {drawing.n} times each") as on_step:
-            options: dict[str, Any] = {
+            how |= {
                 "n": drawing.n,
                 "label": drawing.label,
-                "temperature": drawing.temperature,
-                "top_k": drawing.top_k,
-                "top_p": drawing.top_p,
-                "seed": drawing.seed,
-                "batch_size": drawing.batch_size,
-                "precision": drawing.precision,
-                "guidance_scale": drawing.guidance_scale,
-                **asdict(denoising),
                 "text": drawing.text,
                 "as_tensor": True,
                 "on_step": on_step,
             }
-            if strength is None:
+            if strength is not None:
+                system.vary(torch.stack(pictures), strength=strength, on_images=in_rows_of(drawing.n, keep), **how)
+            elif upscalers_alone:
+                system.upscale(to_pil_list(pictures), tile=drawing.tile, overlap=drawing.overlap, on_images=keep, **how)
+            else:
                 system.transform(
                     to_pil_list(pictures),
                     known=known,
                     tile=drawing.tile,
                     overlap=drawing.overlap,
-                    window_stride=drawing.window_stride,
                     on_images=keep,
-                    **options,
+                    **how,
                 )
-            else:
-                system.vary(torch.stack(pictures), strength=strength, on_images=in_rows_of(drawing.n, keep), **options)
     except KeyboardInterrupt:
         stopped = True
     where = "beside their pictures" if drawing.beside else f"in {drawing.out}"

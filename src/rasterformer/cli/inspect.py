@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,30 +77,62 @@ def _print_folder(folder: Path) -> None:
     sizes = verify(folder)
     config = read_json(folder / "config.json")
     recipe: dict[str, Any] = config.get("recipe", {})
+    upscalers: list[dict[str, Any]] = config.get("upscalers", [])
     rows = {
         "written by": f"rasterformer {config.get('rasterformer_version')}, format {config.get('format_version')}",
         "system": recipe.get("system"),
-        "image": config.get("image_shape"),
+        "image": (upscalers[-1] if upscalers else config).get("image_shape"),
         "steps": config.get("steps"),
         "classes": ", ".join(config.get("class_names", [])) or config.get("num_classes"),
     }
+    counts = {}
     for name in sizes:
         if name.endswith(".safetensors"):
             header = tensor_header(folder / name)
-            count = sum(math.prod(shape) for _, shape in header.values())
+            counts[name] = count = sum(math.prod(shape) for _, shape in header.values())
             dtypes = ", ".join(sorted({dtype for dtype, _ in header.values()}))
             rows[name] = f"{count:,} numbers in {len(header)} tensors, {dtypes}"
     for name, part in config.get("tokenizers", {}).items():
         rows[name] = f"{part['recipe']['system']}, {part['steps']:,} steps"
-    rows["text encoder"] = config.get("text_encoder")
+    if upscalers:
+        for number, part in enumerate([config, *upscalers]):
+            before = None if number == 0 else [config, *upscalers][number - 1]
+            group = "model" if number == 0 else f"upscaler_{number}"
+            rows[f"stage {number + 1}"] = _stage(part, before, counts.get(f"{group}.safetensors", 0))
+    else:
+        rows["text encoder"] = config.get("text_encoder")
     rows["files"] = f"{len(sizes)} verified, {sum(sizes.values()):,} bytes"
     print(folder)
     for label, value in rows.items():
         if value is not None:
             print(f"  {label:20} {value}")
-    for section in ("task", "text", "model", "data", "training"):
-        for field, value in (recipe.get(section) or {}).items():
-            print(f"  {section}.{field} = {json.dumps(value)}")
+    recipes = {"": recipe} | {f"upscaler_{k}.": part.get("recipe", {}) for k, part in enumerate(upscalers, start=1)}
+    for prefix, fields in recipes.items():
+        for section in ("task", "text", "model", "data", "training"):
+            for field, value in (fields.get(section) or {}).items():
+                print(f"  {prefix}{section}.{field} = {json.dumps(value)}")
+
+
+def _stage(config: Mapping[str, Any], before: Mapping[str, Any] | None, count: int) -> str:
+    """A model of a cascade: what it draws from what. `before` is the one whose images it enlarges."""
+    sources = [] if before is None else [f"{_side(before)} pixels"]
+    if config.get("num_classes"):
+        sources.append("classes")
+    if config["recipe"].get("text"):
+        sources.append("texts")
+    facts = [
+        f"{_side(config)} pixels from {' and '.join(sources) or 'nothing'}",
+        f"{count:,} parameters",
+        f"{config.get('steps', 0):,} steps",
+    ]
+    if config.get("text_encoder"):
+        facts.append(f"text encoder {config['text_encoder']}")
+    return ", ".join(facts)
+
+
+def _side(config: Mapping[str, Any]) -> str:
+    _, height, width = config["image_shape"]
+    return f"{height}x{width}"
 
 
 def _print_codes(path: Path) -> None:

@@ -17,6 +17,7 @@ from rasterformer.errors import RasterformerError
 # name: (function that is imported when the command runs, what --help says)
 COMMANDS = {
     "train": ("rasterformer.cli.train:train", "Train a model by a recipe on your images."),
+    "join": ("rasterformer.cli.join:join", "Join models that were trained one by one to a cascade."),
     "evaluate": (
         "rasterformer.cli.evaluate:evaluate",
         "Measure a model on held-out images: bits/dim with an interval.",

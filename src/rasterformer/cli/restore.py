@@ -28,7 +28,7 @@ def restore(
     of the task inpaint.
 
     Args:
-        model: run, model folder or checkpoint, of the task inpaint or of a diffusion model over codes.
+        model: run, model folder or checkpoint, of the task inpaint, or of a diffusion model, which needs no training for it.
         images: files, folders or patterns; the pictures, at least of the model's size.
         mask: a picture of the same size: white where something is to be drawn, black where it stays; grey from 128 up counts as
             white. A model over codes sees of the picture only the codes (such as 4x4 pixels) that are black as a whole.

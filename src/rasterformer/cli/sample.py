@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from rasterformer.cli.denoising import Denoising
+from rasterformer.cli.denoising import Denoising, GuidanceScale, record
 from rasterformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def sample(
     precision: Literal["float32", "bfloat16"] = "float32",
     parallel: Annotated[bool, Parameter(negative="")] = False,
     size: str | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
     window_stride: int | None = None,
     text: str | None = None,
     text_folder: Path | None = None,
@@ -58,16 +58,16 @@ def sample(
             --parallel may change some images.
         parallel: draw one image at a time, several positions per pass; the same images. Faster for a few images of a
             categorical model.
-        size: HEIGHTxWIDTH in pixels, such as 512x1024, for a model over codes: larger images than it was trained on are drawn
-            by a sliding window. Default: as trained.
-        guidance_scale: above 1 the class or text counts more; for models over codes trained with
+        size: HEIGHTxWIDTH in pixels, such as 512x1024, for a model over codes, which draws larger images than it was trained on
+            by a sliding window, or a diffusion model of pixels, which draws them at once. Default: as trained.
+        guidance_scale: above 1 the class or text counts more; for models over codes and diffusion models trained with
             model.drop_condition_prob.
         window_stride: with --size, the window moves on by so many codes; more is faster. Default: 1, the paper's rule; of a
             diffusion model half a window.
         text: what to draw, for models trained with captions. Default: not said, where the model has learned that (trained with
             model.drop_condition_prob); '' is an empty caption.
         text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
-        dry_run: say how much memory it takes, and draw nothing.
+        dry_run: say how much memory it takes, and draw nothing; of a diffusion model of pixels also how long, by timing a pass.
         scale: magnification in the grid.
         denoising: options of diffusion models.
     """
@@ -76,49 +76,62 @@ def sample(
     from rasterformer import load
     from rasterformer.cli.progress import step_progress
     from rasterformer.cli.sizes import parse_size
-    from rasterformer.code_images import is_told_places
     from rasterformer.data.png import image_grid, write_png
+    from rasterformer.diffusion.image_denoiser import ImageDenoiser
+    from rasterformer.drawing.abilities import need_no_source
+    from rasterformer.drawing.code_images import is_told_places
+    from rasterformer.drawing.options import DrawingOptions
+    from rasterformer.drawing.timing import time_drawing
     from rasterformer.recipe_file import recipe_hash
 
     if n < 1 or scale < 1 or first < 0:
         raise ConfigError(f"-n {n} and --scale {scale} must be at least 1, --first {first} at least 0.")
-    pixels = None if size is None else parse_size(size)
+    how: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+        "parallel": parallel,
+        "size": None if size is None else parse_size(size),
+        "guidance_scale": guidance_scale,
+        "window_stride": window_stride,
+        **asdict(denoising),
+    }
+    options = DrawingOptions(**how)
     system = load(model, text_folder=text_folder)
+    need_no_source(system, "sample")
+    is_of_pixels = isinstance(system.model, ImageDenoiser)
     if dry_run:
-        print(
-            system.plan_sampling(
-                n,
-                batch_size=batch_size,
-                precision=precision,
-                parallel=parallel,
-                size=pixels,
-                guidance_scale=guidance_scale,
-                window_stride=window_stride,
-                **asdict(denoising),
-            )
-        )
+        if is_of_pixels:
+            plan, seconds = time_drawing(system, n, options, label=label, text=text)
+            print(f"{plan}\ntime: {seconds}")
+        else:
+            print(system.plan_sampling(n, **how))
         return 0
-    if pixels is not None and system.tokenizer is not None and not is_told_places(system):
-        side = system.image_size
-        if max(pixels) > side:
+    side = system.image_size
+    if options.size is not None and max(options.size) > side:
+        if is_of_pixels:
+            print(
+                f"note: this model has seen images of {side}x{side} pixels only; in larger ones it may repeat things.",
+                file=sys.stderr,
+            )
+        elif system.tokenizer is not None and not is_told_places(system):
             print(
                 f"note: this model has seen images of {side}x{side} pixels only and is told nothing about places. Larger ones "
                 "that know their places need a prior (system vqgan_transformer) trained with model.window and model.coordinates.",
                 file=sys.stderr,
             )
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "label": label, "seed": seed}
-    if system.tokenizer is not None:
-        options |= {"guidance_scale": guidance_scale, "window_stride": window_stride, "text": text, "size": size}
-    if system.is_diffusion:
-        options |= {f"denoising_{name}": value for name, value in asdict(denoising).items()}
     about = {
         "kind": "sample",
         "model": str(model),
         "recipe": recipe_hash(system.recipe),
         "steps": system.steps,
-        "precision": precision,
-        **options,
+        **record(system, options, label=label, text=text),
     }
+    if is_of_pixels or system.tokenizer is not None:
+        about["size"] = size
     done: list[Tensor] = []
 
     def keep(start: int, images: Tensor) -> None:
@@ -136,22 +149,12 @@ def sample(
             system.sample(
                 n,
                 label=label,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                first=first,
-                batch_size=batch_size,
-                precision=precision,
-                parallel=parallel,
-                size=pixels,
-                guidance_scale=guidance_scale,
-                window_stride=window_stride,
-                **asdict(denoising),
                 text=text,
+                first=first,
                 as_tensor=True,
                 on_step=on_step,
                 on_images=keep,
+                **how,
             )
     except KeyboardInterrupt:
         write_grid()

@@ -25,7 +25,8 @@ def train(
 
     Any field of the recipe can be overridden: `--model.depth 8 --training.steps=2000`. `rasterformer recipes` lists the
     shipped recipes and `rasterformer recipes copy NAME` gives you one to edit. A pipeline trains several models one after the
-    other, such as a tokenizer and the prior over its codes; its overrides begin with the stage: `--prior.model.depth 8`.
+    other, such as a tokenizer and the prior over its codes, or the stages of a cascade; its overrides begin with the stage:
+    `--prior.model.depth 8`.
 
     Args:
         recipe: a YAML file or the name of a shipped recipe.

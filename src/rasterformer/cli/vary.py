@@ -16,10 +16,10 @@ def vary(
     drawing: Drawing = Drawing(),  # noqa: B008  frozen
     denoising: Denoising = Denoising(),  # noqa: B008  frozen
 ) -> int:
-    """Draw pictures that resemble given ones: noise is put on their codes, and undone by a diffusion model.
+    """Draw pictures that resemble given ones: noise is put on them, or on their codes, and undone by a diffusion model.
 
     Args:
-        model: run, model folder or checkpoint of a diffusion model over codes.
+        model: run, model folder or checkpoint of a diffusion model.
         images: files, folders or patterns; the pictures, fitted to the model's size as in training.
         strength: share of the noise levels that are undone: 0.2 changes little, of 1 nothing of the picture is left.
         drawing: how results are drawn and where they go. (--original, --tile, --overlap, --window-stride and --crop are for

@@ -44,7 +44,13 @@ class ImageBound:
 
 @torch.no_grad()
 def image_bound(
-    predict_x0: PredictX0, process: GaussianProcess, images: Tensor, *, rng: Sequence[torch.Generator], strata: int
+    predict_x0: PredictX0,
+    process: GaussianProcess,
+    images: Tensor,
+    *,
+    rng: Sequence[torch.Generator],
+    strata: int,
+    known: Tensor | None = None,
 ) -> ImageBound:
     """An unbiased estimate of the bound on -log p(x), all its terms included.
 
@@ -58,15 +64,22 @@ def image_bound(
         images: x, uint8 [B, C, H, W].
         rng: B generators, on the CPU.
         strata: at least 1; more of them, less noise.
+        known: bool [B, H, W], pixels that the denoiser is told besides: the bound is then that of the others given these, which
+            stand in z with noise that is drawn for them. None: none.
 
     Raises:
-        ShapeError: images of another shape or dtype; not one generator per image; a prediction of another shape.
+        ShapeError: images or known of another shape or dtype; not one generator per image; a prediction of another shape.
         ConfigError: strata below 1.
     """
     if images.dim() != 4 or images.dtype != torch.uint8:
         raise ShapeError(f"images is {images.dtype} {list(images.shape)}; expected torch.uint8 [B, C, H, W].")
     if strata < 1:
         raise ConfigError(f"strata = {strata} is too few. Use at least 1.")
+    if known is not None and (known.dtype != torch.bool or known.shape != (len(images), *images.shape[2:])):
+        raise ShapeError(
+            f"known is {known.dtype} {list(known.shape)}; it must be torch.bool, one value for each pixel of images."
+        )
+    counted = torch.ones_like(images[:, :1], dtype=torch.bool) if known is None else ~known[:, None]  # [B, 1, H, W]
     x = images.float() / 127.5 - 1
     denoise = checked(predict_x0, x, rng)
     clean, noisy = process.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
@@ -76,20 +89,26 @@ def image_bound(
         t = process.time(clean + (noisy - clean) * (stratum + place) / strata).float().to(x.device)
         noise = normal(rng, x)
         z = process.diffuse(x, t, noise)
-        error = (process.to_eps(denoise(z, t), z, t) - noise).double().square().flatten(1).sum(1)
-        diffusion += 0.5 * (clean - noisy) / strata * error
-    return ImageBound(_prior_nats(x, noisy), diffusion, _reconstruction_nats(denoise, process, images, x, rng))
+        error = (process.to_eps(denoise(z, t), z, t) - noise).double().square()
+        diffusion += 0.5 * (clean - noisy) / strata * (error * counted).flatten(1).sum(1)
+    reconstruction = _reconstruction_nats(denoise, process, images, x, rng, counted)
+    return ImageBound(_prior_nats(x, noisy, counted), diffusion, reconstruction)
 
 
-def _prior_nats(x: Tensor, log_snr: float) -> Tensor:
+def _prior_nats(x: Tensor, log_snr: float, counted: Tensor) -> Tensor:
     """KL(N(alpha x, sigma^2) || N(0, 1)) at t = 1, [B]."""
     alpha_squared = 1 / (1 + math.exp(-log_snr))
     per_value = alpha_squared * x.double().square() - alpha_squared - math.log1p(-alpha_squared)
-    return 0.5 * per_value.flatten(1).sum(1)
+    return 0.5 * (per_value * counted).flatten(1).sum(1)
 
 
 def _reconstruction_nats(
-    predict_x0: PredictX0, process: GaussianProcess, images: Tensor, x: Tensor, rng: Sequence[torch.Generator]
+    predict_x0: PredictX0,
+    process: GaussianProcess,
+    images: Tensor,
+    x: Tensor,
+    rng: Sequence[torch.Generator],
+    counted: Tensor,
 ) -> Tensor:
     """-log p(x | z_0) of one draw of z_0, [B].
 
@@ -104,12 +123,12 @@ def _reconstruction_nats(
     end = torch.zeros(1, dtype=torch.float64)
     alpha, sigma = float(process.alpha(end)), float(process.sigma(end))
     x0 = predict_x0(z, t).double()
-    nets = [_log_mass(images, x0, scale * sigma / alpha) for scale in SCALES]
-    mixed = torch.stack([_log_mass(images, z.double() / alpha, sigma / alpha), *nets])  # [6, B]
+    nets = [_log_mass(images, x0, scale * sigma / alpha, counted) for scale in SCALES]
+    mixed = torch.stack([_log_mass(images, z.double() / alpha, sigma / alpha, counted), *nets])  # [6, B]
     return math.log(len(mixed)) - mixed.logsumexp(0)
 
 
-def _log_mass(images: Tensor, mean: Tensor, std: float) -> Tensor:
+def _log_mass(images: Tensor, mean: Tensor, std: float, counted: Tensor) -> Tensor:
     """log of the mass of N(mean, std^2) between the borders of the images' levels, summed over each image, [B]."""
     level = images.double()
     low = torch.where(images == 0, -torch.inf, (level - 0.5) / 127.5 - 1 - mean) / std
@@ -118,4 +137,4 @@ def _log_mass(images: Tensor, mean: Tensor, std: float) -> Tensor:
     low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
     log_low: Tensor = log_ndtr(low)
     log_high: Tensor = log_ndtr(high)
-    return (log_high + torch.log1p(-(log_low - log_high).exp())).flatten(1).sum(1)
+    return ((log_high + torch.log1p(-(log_low - log_high).exp())) * counted).flatten(1).sum(1)

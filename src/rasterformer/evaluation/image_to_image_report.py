@@ -1,6 +1,6 @@
 """Figures of an image-to-image model beside those of simpler means, as a table, JSON and sections of a page.
 
-`image_to_image.py` computes them.
+`drawing/canvas.py` computes them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -55,6 +55,7 @@ class ImageToImageReport:
             that mean something for it. PSNR is infinite where images are equal.
         protocol: how the figures were made, one sentence or two each.
         pictures: sheets of samples.
+        bound: whether `bits_per_dim` is exact or an estimate of an upper bound.
     """
 
     task: str
@@ -68,6 +69,7 @@ class ImageToImageReport:
     rows: Mapping[str, Mapping[str, float]]
     protocol: tuple[str, ...]
     pictures: tuple[Picture, ...] = field(repr=False, compare=False)
+    bound: Literal["exact", "upper"] = "exact"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values: all but the pictures. An infinite figure is None."""
@@ -79,6 +81,7 @@ class ImageToImageReport:
             "num_images": self.num_images,
             "samples_per_image": self.samples_per_image,
             "bits_per_dim": self.bits_per_dim,
+            "bound": None if self.bits_per_dim is None else self.bound,
             "interval": None if self.interval is None else list(self.interval),
             "interval_level": 0.95,
             "rows": {name: {key: _finite(value) for key, value in row.items()} for name, row in self.rows.items()},
@@ -121,12 +124,15 @@ class ImageToImageReport:
         if self.bits_per_dim is None:
             return "bits/dim not measured"
         interval = "" if self.interval is None else f" (95 %: {self.interval[0]:.4f} .. {self.interval[1]:.4f})"
-        return f"{self.bits_per_dim:.4f} bits/dim{interval}"
+        return f"{self.bits_per_dim:.4f} bits/dim{self._meaning()}{interval}"
+
+    def _meaning(self) -> str:
+        return ", upper bound" if self.bound == "upper" else ""
 
     def _cards(self) -> Iterator[Card]:
         if self.bits_per_dim is not None:
             interval = "" if self.interval is None else f"95 %: {self.interval[0]:.3f} .. {self.interval[1]:.3f}"
-            yield Card("bits/dim given the source", f"{self.bits_per_dim:.3f}", interval)
+            yield Card(f"bits/dim given the source{self._meaning()}", f"{self.bits_per_dim:.3f}", interval)
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         yield Card("sources", f"{self.num_images:,}", f"{self.samples_per_image} samples of each; {settings}")
         model = self.rows[MODEL]

@@ -1,13 +1,16 @@
 """From a model's nats to a figure that can be quoted: bits per dimension with interval, data, split and what it means.
 
-Scoring is the model's part (`autoregressive/score.py`); image files to compare with are in `image_codecs.py`.
+Scoring is the model's part: `autoregressive/score.py`, exact for every sub-pixel, or `pixel_bound.py`, an upper bound for whole
+images. Both make the same report, so that models of either kind can be compared on the same images. Image files to compare with
+are in `image_codecs.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,14 +26,48 @@ from rasterformer.interfaces import Batch, Cond, OnStep
 
 NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 WithSource = Callable[[Batch, int], Batch]
-MEANINGS = {"exact": "exact likelihood", "upper": "upper bound on the negative log-likelihood"}
+MEANINGS = {"exact": "exact likelihood", "upper": "upper bound, estimated, on the negative log-likelihood"}
 
 
 class Scorer(Protocol):
-    """What `evaluate_likelihood` needs of a system."""
+    """What `evaluate_likelihood` needs of a system whose likelihood is exact."""
 
     def symbol_nats(self, images: Tensor, cond: Cond) -> Tensor:
         """uint8 [B, C, H, W] -> nats, float [B, C, H, W], of every sub-pixel given those generated before it."""
+
+
+class BoundScorer(ABC):
+    """What `evaluate_likelihood` needs of a model that gives whole images an upper bound, the sum over its stages.
+
+    Attributes:
+        levels: of noise, drawn for each image and stage to estimate the bound.
+        stage_sizes: side of the images of each stage, pixels; the last one is that of the images scored.
+        takes_captions: whether a stage was trained with captions.
+    """
+
+    levels: int
+    stage_sizes: tuple[int, ...]
+    takes_captions: bool
+
+    @abstractmethod
+    def stage_nats(self, images: Tensor, cond: Cond, captions: Sequence[str] | None) -> Tensor:
+        """uint8 [B, C, H, W], their condition, and a caption of each where any are taken -> nats, float [B, stages].
+
+        The noise belongs to the image: another condition, or another batch, meets the same noise.
+        """
+
+
+@dataclass(frozen=True)
+class StageShare:
+    """A stage's part of a bound.
+
+    Args:
+        image_size: side of the images that the stage makes, pixels.
+        bits_per_dim: its bits over the dimensions of the last stage's images: the shares' sum is the bound.
+    """
+
+    image_size: int
+    bits_per_dim: float
 
 
 @dataclass(frozen=True)
@@ -45,8 +82,11 @@ class LikelihoodReport:
         split_images: how many the split has.
         num_dims: dimensions (sub-pixels) of an image.
         task: what the images are given their sources by: then the figure is that of p(image | source). None: no source.
+        given: what else each image is given: `class`, `caption`; both held out, as the image is.
         unknown_share: of all dimensions, those that the figure is over: the others are known from the source.
-        bound: whether the figure is exact or an upper bound.
+        bound: whether the figure is exact or an estimate of an upper bound.
+        levels: of noise, drawn for each image and stage to estimate the bound. None: the figure is exact.
+        stages: each stage's part of the bound, the first one first. None: the figure is exact.
         per_channel: bits/dim of R, G and B, each given what was generated before. None: the model gives no parts.
         dataset, split, split_origin, preprocessing, data_fingerprint: of the images.
         lossless_data: whether the stored images are lossless. None: mixed or not known.
@@ -64,8 +104,11 @@ class LikelihoodReport:
     split_images: int
     num_dims: int
     task: str | None
+    given: tuple[str, ...]
     unknown_share: float
     bound: Literal["exact", "upper"]
+    levels: int | None
+    stages: tuple[StageShare, ...] | None
     per_channel: tuple[float, ...] | None
     dataset: str
     split: str
@@ -97,8 +140,9 @@ class LikelihoodReport:
         """Returns JSON values: the fields, what the interval is, and the warnings."""
         return {
             **asdict(self),
+            "likelihood_of": f"pixels, {MEANINGS[self.bound]}",
             "interval_level": 0.95,
-            "interval_method": "normal approximation on the mean over images",
+            "interval_method": f"normal approximation on the mean over {self._spread}",
             "warnings": list(self.warnings),
         }
 
@@ -113,14 +157,34 @@ class LikelihoodReport:
             table.add_row("warning", warning, style="yellow")
         return table
 
+    @property
+    def _spread(self) -> str:
+        return "images" if self.bound == "exact" else "images and the noise drawn for them"
+
+    @property
+    def _given(self) -> str:
+        own = ", ".join(f"its {name}" for name in self.given)
+        source = "" if self.task is None else f"the source, {self.task}"
+        both = " and ".join(part for part in (own, source) if part)
+        return f" given {both}" if both else ""
+
     def _rows(self) -> Iterator[tuple[str, str]]:
-        given = "" if self.task is None else f" given the source, {self.task}"
-        yield "bits/dim", f"{self.bits_per_dim:.4f}  ({MEANINGS[self.bound]}{given})"
+        yield "bits/dim", f"{self.bits_per_dim:.4f}  ({MEANINGS[self.bound]}{self._given})"
+        if self.levels is not None:
+            each = "image and stage" if self.stages is not None and len(self.stages) > 1 else "image"
+            yield "estimated from", f"{self.levels} levels of noise, drawn for each {each}, without guidance"
+        if self.stages is not None and len(self.stages) > 1:
+            shares = "  ".join(f"{one.image_size}x{one.image_size} {one.bits_per_dim:.4f}" for one in self.stages)
+            size = self.stages[-1].image_size
+            yield (
+                "sum over stages",
+                f"{shares}  (bits/dim of the {size}x{size} image; each stage is given the true image before it)",
+            )
         if self.interval is None:
             yield "95 % interval", "none: one image only"
         else:
             low, high = self.interval
-            yield "95 % interval", f"{low:.4f} .. {high:.4f}  (over images, normal approximation on the mean)"
+            yield "95 % interval", f"{low:.4f} .. {high:.4f}  (over {self._spread}, normal approximation on the mean)"
         if self.per_channel is not None:
             names = ("R", "G", "B") if len(self.per_channel) == 3 else map(str, range(len(self.per_channel)))
             figures = zip(names, self.per_channel, strict=True)
@@ -200,10 +264,12 @@ def likelihood_report(
     num_dims: int,
     dims: Tensor | None = None,
     task: str | None = None,
+    given: tuple[str, ...] = (),
     model: str,
     dtype: str,
     seconds: float,
-    bound: Literal["exact", "upper"] = "exact",
+    levels: int | None = None,
+    stage_nats: Mapping[int, Tensor] | None = None,
     channel_nats: Tensor | None = None,
     baselines: Mapping[str, float] | None = None,
     overlap_with_training: int | None = None,
@@ -216,10 +282,12 @@ def likelihood_report(
         num_dims: dimensions (sub-pixels) of an image.
         dims: int64 [N], those of each image that are not known from its source. None: all.
         task: what the sources were made by. None: the images have no sources.
+        given: what else each image was given, `class` or `caption`.
         model: its name or folder.
         dtype: that the model computed in.
         seconds: that scoring took.
-        bound: what `nats` is.
+        levels: of noise, drawn to estimate an upper bound. None: nats are exact.
+        stage_nats: of a bound: side of a stage's images -> its part of `nats`, float [N]. None: nats are exact.
         channel_nats: float [N, C], the parts of `nats` that belong to each channel, all of num_dims / C dimensions.
             None: not known.
         baselines: bits/dim of the same images by other means. None: none.
@@ -248,6 +316,10 @@ def likelihood_report(
             raise ShapeError(f"channel_nats have shape {shape}; [{len(nats)}, C] with C dividing {num_dims} is needed.")
         of_channel = counted.sum().double() / channel_nats.shape[1]
         per_channel = tuple((channel_nats.double().sum(0) / of_channel / math.log(2)).tolist())
+    stages = None
+    if stage_nats is not None:
+        in_all = counted.sum().double() * math.log(2)
+        stages = tuple(StageShare(size, (part.double().sum() / in_all).item()) for size, part in stage_nats.items())
     return LikelihoodReport(
         bits_per_dim=(nats.double().sum() / counted.sum() / math.log(2)).item(),
         interval=ratio_interval(nats.double() / math.log(2), counted),
@@ -256,8 +328,11 @@ def likelihood_report(
         split_images=len(image_set),
         num_dims=num_dims,
         task=task,
+        given=given,
         unknown_share=counted.double().mean().item() / num_dims,
-        bound=bound,
+        bound="exact" if levels is None else "upper",
+        levels=levels,
+        stages=stages,
         per_channel=per_channel,
         dataset=image_set.name,
         split=image_set.split,
@@ -275,7 +350,7 @@ def likelihood_report(
 
 @torch.inference_mode()
 def evaluate_likelihood(
-    system: Scorer,
+    system: Scorer | BoundScorer,
     image_set: ImageSet,
     *,
     model: str,
@@ -283,7 +358,6 @@ def evaluate_likelihood(
     use_labels: bool = False,
     task: str | None = None,
     with_source: WithSource | None = None,
-    bound: Literal["exact", "upper"] = "exact",
     training_set: ImageSet | None = None,
     with_baselines: bool = True,
     limit: int | None = None,
@@ -293,14 +367,13 @@ def evaluate_likelihood(
     """Scores a set batch by batch and reports its bits/dim; no more than one batch of the model's output is kept.
 
     Args:
-        system: anything with `symbol_nats`.
-        image_set: the held-out images.
+        system: anything with `symbol_nats`; or what gives an upper bound, see `pixel_bound.scorer_of`.
+        image_set: the held-out images, with captions where the system takes some.
         model: name or folder of the system, for the report.
         dtype: that the system computes in, for the report.
         use_labels: condition on the classes of the images.
         task: what the images' sources are made by. None: they have none.
         with_source: adds the sources to a batch whose first image has this number. None: nothing is added.
-        bound: what the system's nats are.
         training_set: its images are compared with the scored ones. None: the overlap is not looked for.
         with_baselines: also measure PNG and WebP of the same images.
         limit: score the first so many images. None: all.
@@ -309,8 +382,8 @@ def evaluate_likelihood(
 
     Raises:
         ConfigError: limit or batch_size is below 1.
-        DataError: there are no images.
-        ShapeError: the system's nats do not have the shape of the images.
+        DataError: there are no images, or no captions for a system that takes some.
+        ShapeError: the system's nats do not have the shape of the images, or not one value for each image and stage.
         CheckpointError: the nats of an image are not finite.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -319,43 +392,67 @@ def evaluate_likelihood(
     num_images = len(image_set) if limit is None else min(limit, len(image_set))
     if num_images == 0:
         raise DataError(f"{image_set.name}, {image_set.split}: there are no images to score.")
-    parts: list[Tensor] = []  # float64 [B, C] each
+    bound = system if isinstance(system, BoundScorer) else None
+    takes_captions = bound is not None and bound.takes_captions
+    parts: list[Tensor] = []  # float64 [B, C] each, of a bound [B, stages]
     dims: list[Tensor] = []  # int64 [B] each
     seconds = 0.0
     for first in range(0, num_images, batch_size):
         index = torch.arange(first, min(first + batch_size, num_images))
         batch = image_set.batch(index, use_labels=use_labels)
         batch = batch if with_source is None else with_source(batch, first)
+        captions = image_set.captions_of(index) if takes_captions else None
         dims.append(num_dims(batch))
         start = time.perf_counter()
-        nats = system.symbol_nats(batch.images, batch.cond)
-        if nats.shape != batch.images.shape:
-            raise ShapeError(
-                f"symbol_nats gave shape {list(nats.shape)} for images of {list(batch.images.shape)}; "
-                "one value for each sub-pixel is needed."
-            )
-        parts.append(nats.double().sum(dim=(2, 3)).cpu())
+        if isinstance(system, BoundScorer):
+            parts.append(_stage_nats(system, batch, captions))
+        else:
+            parts.append(_channel_nats(system, batch))
         seconds += time.perf_counter() - start
         if on_progress is not None:
             on_progress(first + len(index), num_images)
-    channel_nats = torch.cat(parts)  # [N, C]
+    nats = torch.cat(parts)  # [N, C], of a bound [N, stages]
     overlap = None
     if training_set is not None:
         overlap = num_identical(_batches(image_set, num_images), _batches(training_set, len(training_set)))
     return likelihood_report(
-        channel_nats.sum(dim=1),
+        nats.sum(dim=1),
         image_set,
         num_dims=3 * image_set.image_size**2,
         dims=torch.cat(dims),
         task=task,
+        given=(*(["class"] if use_labels else []), *(["caption"] if takes_captions else [])),
         model=model,
         dtype=dtype,
         seconds=seconds,
-        bound=bound,
-        channel_nats=channel_nats,
+        levels=None if bound is None else bound.levels,
+        stage_nats=None if bound is None else dict(zip(bound.stage_sizes, nats.T, strict=True)),
+        channel_nats=nats if bound is None else None,
         baselines=file_bits_per_dim(_batches(image_set, num_images)) if with_baselines else None,
         overlap_with_training=overlap,
     )
+
+
+def _channel_nats(system: Scorer, batch: Batch) -> Tensor:
+    """float64 [B, C], the exact nats of each channel."""
+    nats = system.symbol_nats(batch.images, batch.cond)
+    if nats.shape != batch.images.shape:
+        raise ShapeError(
+            f"symbol_nats gave shape {list(nats.shape)} for images of {list(batch.images.shape)}; "
+            "one value for each sub-pixel is needed."
+        )
+    return nats.double().sum(dim=(2, 3)).cpu()
+
+
+def _stage_nats(system: BoundScorer, batch: Batch, captions: Sequence[str] | None) -> Tensor:
+    """float64 [B, stages], the bound on the nats of each stage."""
+    nats = system.stage_nats(batch.images, batch.cond, captions)
+    expected = (len(batch.images), len(system.stage_sizes))
+    if nats.shape != expected:
+        raise ShapeError(
+            f"stage_nats gave shape {list(nats.shape)}; {list(expected)}, one value for each image and stage, is needed."
+        )
+    return nats.double().cpu()
 
 
 def _batches(image_set: ImageSet, num_images: int) -> Iterator[Tensor]:

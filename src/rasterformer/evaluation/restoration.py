@@ -1,6 +1,6 @@
 """The figures of in-painting, colourisation, denoising and paired folders, beside the source as it is.
 
-Super-resolution is in `image_to_image.py`; what both share is in `sample_figures.py`.
+Super-resolution is in `drawing/canvas.py`; what both share is in `sample_figures.py`.
 """
 
 from __future__ import annotations

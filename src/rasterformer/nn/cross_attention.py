@@ -6,9 +6,9 @@ lengths a mask says which of them are known.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rasterformer.nn.full_attention import attend
 
 
 class CrossAttention(nn.Module):
@@ -61,31 +61,7 @@ class CrossAttention(nn.Module):
     def attend(self, h: Tensor, keys: Tensor, values: Tensor, *, known: Tensor | None = None) -> Tensor:
         """h [B, n, D] and what `keys_and_values` returned -> [B, n, D]; each image knows some of its source at least."""
         q = self.query_norm(self.query(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)).to(values.dtype)
-        mask = None if known is None else known[:, None, None]
-        if q.device.type == "cpu" and torch.is_grad_enabled():
-            mixed = _attend_for_gradients(q, keys, values, mask)
-        else:
-            is_grouped = self.num_kv_heads != self.num_heads
-            mixed = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=is_grouped)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-def _attend_for_gradients(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """As the library's fused attention, whose way back takes several times as long on a processor where keys are few.
-
-    Args:
-        q: [B, N, L, head_dim].
-        keys, values: [B, kv_heads, S, head_dim].
-        mask: bool [B, 1, 1, S], or None: all is seen.
-
-    Returns:
-        [B, N, L, head_dim].
-    """
-    grouped = q.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [B, kv_heads, heads of a key * L, head_dim]
-    scores = (grouped * q.shape[-1] ** -0.5) @ keys.transpose(2, 3)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return (scores.softmax(-1).to(values.dtype) @ values).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+        return self.out(attend(q, keys, values, known, plain_up_to=None))
 
 
 class CrossAttentionStep:

@@ -16,9 +16,9 @@ from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.nn.blocks import Activation, FeedForward
 from rasterformer.nn.cross_attention import CrossAttention
 from rasterformer.nn.denoiser_inputs import DenoiserInputs, NullToken, TextEnters, Tokens
-from rasterformer.nn.map_attention import attend
+from rasterformer.nn.grid_attention import GridAttention, begin_linear_maps, cell_places, check_patches
 from rasterformer.nn.modulation import adaptive_norm
-from rasterformer.nn.positions import rotary_angles, rotate, sinusoidal_positions
+from rasterformer.nn.positions import rotary_angles, sinusoidal_positions
 from rasterformer.nn.unet_blocks import run
 
 
@@ -76,13 +76,7 @@ class DiT(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or width < 4 or width % (4 * num_heads):
-            raise ConfigError(
-                f"width = {width} is no multiple of 4 num_heads = {4 * num_heads}: rows and columns turn pairs of dimensions of "
-                "each head. Use another width or other num_heads."
-            )
-        if patch < 1:
-            raise ConfigError(f"patch = {patch}. A patch has at least 1 pixel along each side.")
+        check_patches(width, num_heads=num_heads, patch=patch)
         self.patch, self.width, self.head_dim = patch, width, width // num_heads
         self.encoded_channels, self.gradient_checkpointing = encoded_channels, gradient_checkpointing
         self.inputs = DenoiserInputs(
@@ -115,11 +109,7 @@ class DiT(nn.Module):
         )
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, channels * patch**2)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        begin_linear_maps(self)
         for zero in (self.modulation_out, self.patch_out, *(layer.modulation for layer in self.layers)):
             assert isinstance(zero, nn.Linear), "a layer's modulation is one"
             nn.init.zeros_(zero.weight)
@@ -158,7 +148,7 @@ class DiT(nn.Module):
         patches = F.pixel_unshuffle(maps, self.patch)  # [B, channels * patch^2, h, w]
         grid = patches.shape[2], patches.shape[3]
         h = self.patch_in(patches.flatten(2).mT)  # [B, L, D]
-        rows, cols = (part.flatten() for part in torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"))
+        rows, cols = cell_places(grid, grid)
         h = h + sinusoidal_positions(rows, cols, self.width).to(h)
         angles = rotary_angles(rows, cols, self.head_dim).to(h.device)
         source = self._source(tokens, encoded, encoded_known, grid=grid, batch_size=len(z))
@@ -192,7 +182,7 @@ class DiT(nn.Module):
             given = self.null_cell(cells, known, batch_size=batch_size)
             states = self.encoded_in(given.states)
             if encoded is not None:
-                places = _places(encoded.shape[2:], grid)
+                places = cell_places(encoded.shape[2:], grid)
                 positions = F.pad(sinusoidal_positions(*places, self.width), (0, 0, 1, 0))  # the null cell lies nowhere
                 states = states + positions.to(states)
             parts.append(Tokens(states, given.known))
@@ -283,34 +273,3 @@ class DiTLayer(nn.Module):
 
     def _gated(self, change: Tensor, modulation: Tensor) -> Tensor:
         return self.dropout(change) * modulation[:, 2:]
-
-
-class GridAttention(nn.Module):
-    """Self-attention of a grid of any size, with queries and keys turned by where they lie.
-
-    Args:
-        width: D.
-        num_heads: N; divides it.
-        qk_norm: normalise each query and key head, with a learned scale.
-    """
-
-    def __init__(self, width: int, *, num_heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.head_dim = width // num_heads
-        self.project = nn.Linear(width, 3 * width)
-        self.query_norm = nn.LayerNorm(self.head_dim, bias=False) if qk_norm else nn.Identity()
-        self.key_norm = nn.LayerNorm(self.head_dim, bias=False) if qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width)
-
-    def forward(self, h: Tensor, angles: Tensor) -> Tensor:
-        """h [B, L, D], angles [L, head_dim / 2] -> [B, L, D]."""
-        q, k, v = self.project(h).unflatten(-1, (-1, self.head_dim)).chunk(3, 2)  # each [B, L, N, head_dim]
-        q, k = rotate(self.query_norm(q), angles).to(v.dtype), rotate(self.key_norm(k), angles).to(v.dtype)
-        return self.out(attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None))
-
-
-def _places(shape: torch.Size, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of cells in patches, float [h w]: a grid of any shape lies over all of the image, centre on centre."""
-    sides = ((torch.arange(count) + 0.5) * (over / count) - 0.5 for count, over in zip(shape, grid, strict=True))
-    rows, cols = torch.meshgrid(*sides, indexing="ij")
-    return rows.flatten(), cols.flatten()

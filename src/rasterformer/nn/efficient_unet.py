@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from rasterformer.nn.blocks import FeedForward
 from rasterformer.nn.denoiser_inputs import DenoiserInputs, TextEnters, Tokens
+from rasterformer.nn.feature_maps import group_norm, laid_out
 from rasterformer.nn.map_attention import MapAttention
-from rasterformer.nn.unet_blocks import ResBlock, check_levels, group_norm, laid_out, run, zero_convolution
+from rasterformer.nn.unet_blocks import ResBlock, check_levels, run, zero_convolution
 
 SKIP_SCALE = 2**-0.5  # of what skips from the way down to the way up (section 2.5)
 FEED_FORWARD_RATIO = 2  # inner width over channels, of the feed-forward after attention (figure A.28)

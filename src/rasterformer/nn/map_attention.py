@@ -8,33 +8,8 @@ from torch import Tensor, nn
 
 from rasterformer.errors import ConfigError
 from rasterformer.nn.denoiser_inputs import Tokens
-from rasterformer.nn.unet_blocks import group_norm
-
-# Keys up to which plain products train faster on a processor than the library's fused attention. Time of fused over plain,
-# forward and backward: bfloat16, 17 keys: 4 to 15; 81: 3 to 5; 273: 1.3 to 2; 1041: 0.6 to 0.7. Float32: 1; 1; 0.6 to 0.9; 0.4.
-PLAIN_UP_TO = 512
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, known: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over what is known.
-
-    Args:
-        q: [B, N, L, head_dim].
-        keys, values: [B, N, M, head_dim].
-        known: bool [B, M], some of each image. None: all.
-
-    Returns:
-        [B, L, N * head_dim].
-    """
-    mask = None if known is None else known[:, None, None]  # [B, 1, 1, M]
-    if q.device.type == "cpu" and torch.is_grad_enabled() and keys.shape[2] <= PLAIN_UP_TO:
-        scores = (q * q.shape[-1] ** -0.5) @ keys.mT  # [B, N, L, M]
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        mixed = scores.softmax(-1).to(values.dtype) @ values
-    else:
-        mixed = F.scaled_dot_product_attention(q.contiguous(), keys.contiguous(), values.contiguous(), mask)
-    return mixed.transpose(1, 2).flatten(2)
+from rasterformer.nn.feature_maps import group_norm
+from rasterformer.nn.full_attention import attend
 
 
 class MapAttention(nn.Module):

@@ -11,7 +11,7 @@ def sinusoidal_positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     dimensions are zero.
 
     Args:
-        rows, cols: int64 [L]. With separate channels, cols counts sub-pixels: column and channel share one index.
+        rows, cols: int64 or float32 [L]. With separate channels, cols counts sub-pixels: column and channel share one index.
         width: D.
 
     Returns:
@@ -32,7 +32,7 @@ class LearnedPositions(nn.Module):
     """One learned vector per row and one per column.
 
     Args:
-        rows, cols: int64 [L], coordinates of each position.
+        rows, cols: int64 or float32 [L], coordinates of each position.
         width: D.
         summed: False: width // 2 dimensions for the row and the rest for the column (paper, section 3.1). True: both at
             full width, each times sqrt(D), added (the paper's code).
@@ -63,7 +63,7 @@ def rotary_angles(rows: Tensor, cols: Tensor, head_dim: int) -> Tensor:
     """Angles of a 2D rotary encoding (Su et al. 2021, RoFormer, equation 15, a quarter of the pairs' scales per axis).
 
     Args:
-        rows, cols: int64 [L].
+        rows, cols: int64 or float32 [L].
         head_dim: a multiple of 4: half of its pairs turn with the row and half with the column.
 
     Returns:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rasterformer.errors import ConfigError
 from rasterformer.nn.denoiser_inputs import DenoiserInputs, TextEnters, Tokens
+from rasterformer.nn.feature_maps import group_norm, laid_out
 from rasterformer.nn.map_attention import MapAttention
-from rasterformer.nn.unet_blocks import ResBlock, check_levels, group_norm, laid_out, run, zero_convolution
+from rasterformer.nn.unet_blocks import ResBlock, check_levels, run, zero_convolution
 
 
 class Unet(nn.Module):

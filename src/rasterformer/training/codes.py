@@ -12,32 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rasterformer import code_images
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.code_sets import MakeCondition, compacted, count_codes, make_code_set
 from rasterformer.codecs.vq.codec import CodeCodec
 from rasterformer.codecs.vq.used import used_codes
 from rasterformer.conditioning.coordinates import coordinate_codes
-from rasterformer.conditioning.text_cache import CachedTextEncoder
 from rasterformer.data.codes import CodeBatch, CodeSet, code_batches, load_codes, save_codes
 from rasterformer.data.imageset import ImageSet
-from rasterformer.data.order import sample_index
 from rasterformer.data.palette import label_colours
 from rasterformer.data.png import image_grid
 from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
+from rasterformer.drawing import code_images
+from rasterformer.drawing.canvas import source_sheet
 from rasterformer.errors import DataError
 from rasterformer.evaluation.code_likelihood import SAYS_NOTHING, says_nothing
-from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch, Cond
 from rasterformer.recipe import Recipe
 from rasterformer.system import System
 from rasterformer.tasks import Paired, task_name
 from rasterformer.tokenizer import IMAGES_AT_A_TIME, Tokenizer
+from rasterformer.training.captions import TEXTS_FOLDER, Captions
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
 
-TEXTS_FOLDER = "texts"
 STEPS = 25  # of samples drawn during training
 LEVELS = 10  # of noise, drawn at most for each held-out image when a bound is measured during training
 
@@ -93,21 +92,17 @@ class CodesLearner(Learner):
         self.measured_on: HeldOut | None = None
         assert isinstance(system.codec, CodeCodec), "a system over codes"
         self.codec = system.codec
-        if system.takes_text:  # what is missing is to be said now, not after an hour
-            for images in (train_set, held_out):
-                images.captions_of(torch.arange(0))
-            system.with_text(Cond(), "", 1)
-            assert system.text_encoder is not None, "loaded above"
+        self.captions: Captions | None = None
+        if system.takes_text:
             texts = None if cache is None else cache.with_name(TEXTS_FOLDER)
-            system.text_encoder = CachedTextEncoder(system.text_encoder, texts)
-            captions = train_set.captions_of(torch.arange(len(train_set)))
-            parts = [self.data_fingerprint, system.text_encoder.fingerprint, *captions]
-            self.data_fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+            self.captions = Captions(system, train_set, held_out, folder=texts)
+            self.data_fingerprint = self.captions.fingerprint_with(self.data_fingerprint)
 
     def batches(self, start_step: int) -> Iterator[tuple[Tensor, Cond]]:
         """Codes with their conditions, or windows of them; images and captions become numbers here, before the first step."""
         training, data = self.recipe.training, self.recipe.data
-        self._read_captions()
+        if self.captions is not None:
+            self.captions.read(device=self.device, say=self.say)
         window = code_images.window_of(self.system)
         batches = code_batches(
             self._code_set(),
@@ -148,6 +143,7 @@ class CodesLearner(Learner):
             here = cond.rows(index).to(self.device)
             if self.system.takes_text:
                 here = system.with_captions(here, self.held_out.captions_of(index))
+            assert not isinstance(system.model, ImageDenoiser), "a model over codes"
             nats = code_images.grid_nats(system, system.model, codes[index], here, part, levels=self._levels)
             total += float(nats.double().sum())
         return {f"held_out_{self._figure}": total / codes.numel()}
@@ -250,16 +246,6 @@ class CodesLearner(Learner):
             save_codes(self.cache, made)
         return made if self.codec.used is None else compacted(made, self.codec.used)
 
-    def _read_captions(self) -> None:
-        """Reads every caption once: no step waits for the text encoder."""
-        config, encoder = self.recipe.text, self.system.text_encoder
-        if config is None:
-            return
-        assert isinstance(encoder, CachedTextEncoder), "made with the learner"
-        sets = (self.train_set, self.held_out)
-        captions = [text for images in sets for text in images.captions_of(torch.arange(len(images)))]
-        encoder.prepare(["", *captions], length=config.length, device=self.device, say=self.say)
-
     def _condition(self, batch: Batch, index: Tensor, mirrored: bool) -> Tensor:
         """The codes of the sources of some training images, which may be mirrored already."""
         with_source = self._with_source(batch, int(index[0]) + (len(self.train_set) if mirrored else 0))
@@ -296,15 +282,10 @@ class CodesLearner(Learner):
     def _with_cond(self, batch: CodeBatch, step: int) -> tuple[Tensor, Cond]:
         """A batch of codes with its condition, as the model takes them."""
         codes, condition, labels, corner = batch
-        training = self.recipe.training
         if code_images.is_told_places(self.system):
             condition = self._places(corner, codes.shape[1:])
         cond = Cond(label=labels, codes=None if condition is None else condition.flatten(1))
-        if self.system.takes_text:
-            first = step * training.batch_size
-            index = sample_index(first, training.batch_size, num_images=len(self.train_set), seed=training.seed)
-            cond = self.system.with_captions(cond, self.train_set.captions_of(index))
-        return codes, cond
+        return codes, cond if self.captions is None else self.captions.added(cond, step)
 
     def _places(self, corner: Tensor, size: torch.Size) -> Tensor:
         """Coordinates of the cells of windows that begin at corners [B, 2]: int64 [B, h, w]."""

@@ -41,6 +41,10 @@ class Learner(ABC):
         """New optimisers for each network."""
         return {name: make_optimizers(network, self.recipe.training) for name, network in self.networks.items()}
 
+    def cost(self) -> str | None:
+        """A sentence on what a training step takes, for a dry run; it may run one. None: not known."""
+        return None
+
     def prepare(self) -> None:  # noqa: B027 (most have nothing to do)
         """What is done once, before step 0 of a new run."""
 

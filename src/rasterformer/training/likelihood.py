@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import training_batches
 from rasterformer.data.png import image_grid
+from rasterformer.drawing.canvas import source_sheet
 from rasterformer.evaluation.likelihood import num_dims
-from rasterformer.image_to_image import source_sheet
 from rasterformer.interfaces import Batch
 from rasterformer.recipe import Recipe
 from rasterformer.system import System

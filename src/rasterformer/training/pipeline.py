@@ -1,12 +1,17 @@
-"""Running a pipeline: tokenizers first, then the prior over their codes, then pictures. Each stage is a run of its own."""
+"""Running a pipeline: tokenizers and then the prior over their codes, or the stages of a cascade; then pictures.
+
+Each stage is a run of its own, in a folder of its own. A cascade is joined at the end and lies beside them, in `model`.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from rasterformer.cascade import join
 from rasterformer.data.png import image_grid, write_png
 from rasterformer.errors import ConfigError
 from rasterformer.loading import load
@@ -14,13 +19,15 @@ from rasterformer.pipeline_file import Pipeline
 from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_hash
 from rasterformer.recipe_images import open_recipe_images
+from rasterformer.training.captions import TEXTS_FOLDER
+from rasterformer.training.likelihood import draw_more
 from rasterformer.training.run import check_same, read_text_encoder, train_recipe
 
 
 def train_pipeline(
     pipeline: Pipeline, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print
 ) -> bool:
-    """Trains every stage into a folder of its own and draws samples at the end.
+    """Trains every stage into a folder of its own, joins a cascade, and draws samples at the end.
 
     Args:
         pipeline: with images and places filled in.
@@ -58,26 +65,47 @@ def train_pipeline(
             say("it has ended before")
             continue
         started = (place / "recipe.yaml").is_file()
-        if not train_recipe(recipe, place, resume=started, is_last=number == len(pipeline.stages), say=say):
+        is_last = number == len(pipeline.stages) and not pipeline.is_cascade
+        if pipeline.is_cascade:
+            _share_texts(pipeline, folder, stage)
+        if not train_recipe(recipe, place, resume=started, is_last=is_last, say=say):
             say(f"go on with all of it by the same command with --resume; the stages so far are in {folder}")
             return False
-    prior = pipeline.stages["prior"]
-    if prior.task is None:
-        texts = _held_out_captions(prior, pipeline.samples)
-        by = None if texts is None else [text or None for text in texts]
-        images = load(folder / "prior").sample(pipeline.samples, text=by, seed=0, as_tensor=True)
-        about = {"kind": "sample", "recipe": recipe_hash(prior), "seed": 0}
-        for k, image in enumerate(images):
-            caption = {} if texts is None else {"text": texts[k]}
-            write_png(folder / "samples" / f"{k:04d}.png", image, metadata={**about, **caption, "image": k})
-            if texts is not None:
-                (folder / "samples" / f"{k:04d}.txt").write_text(f"{texts[k]}\n", encoding="utf-8")
-        write_png(folder / "samples" / "grid.png", image_grid(images, scale=2), metadata=about)
-        of = "" if texts is None else ", by captions of held-out images"
-        say(f"\n{pipeline.samples} samples{of}: {folder / 'samples'}")
+    if pipeline.is_cascade:
+        if not (folder / "model").is_dir():
+            base, *upscalers = (load(folder / stage) for stage in pipeline.stages)
+            join(base, upscalers).save(folder / "model")
+        _draw_samples(folder, pipeline.stages["base"], pipeline.samples, folder / "samples", say)
+        say(f"model: {folder / 'model'}\nnow:  {draw_more(pipeline.stages['base'], folder)}")
+    elif (prior := pipeline.stages["prior"]).task is None:
+        _draw_samples(folder / "prior", prior, pipeline.samples, folder / "samples", say)
     else:
         say(f"\nsource | samples | original: {max((folder / 'prior' / 'samples').glob('*.png'))}")
     return True
+
+
+def _draw_samples(model: Path, recipe: Recipe, count: int, folder: Path, say: Callable[[str], None]) -> None:
+    """Writes samples of a trained model one by one and in a grid; beside each the caption that it was drawn by."""
+    texts = _held_out_captions(recipe, count)
+    by = None if texts is None else [text or None for text in texts]
+    images = load(model).sample(count, text=by, seed=0, as_tensor=True)
+    about = {"kind": "sample", "recipe": recipe_hash(recipe), "seed": 0}
+    for k, image in enumerate(images):
+        caption = {} if texts is None else {"text": texts[k]}
+        write_png(folder / f"{k:04d}.png", image, metadata={**about, **caption, "image": k})
+        if texts is not None:
+            (folder / f"{k:04d}.txt").write_text(f"{texts[k]}\n", encoding="utf-8")
+    write_png(folder / "grid.png", image_grid(images, scale=2), metadata=about)
+    of = "" if texts is None else ", by captions of held-out images"
+    say(f"\n{count} samples{of}: {folder}")
+
+
+def _share_texts(pipeline: Pipeline, folder: Path, stage: str) -> None:
+    """Copies what the first stage has read of captions to a new one with the same text encoder and the same images."""
+    base, recipe = pipeline.stages["base"], pipeline.stages[stage]
+    source, place = folder / "base" / TEXTS_FOLDER, folder / stage / TEXTS_FOLDER
+    if source.is_dir() and not place.exists() and (base.text, base.data.path) == (recipe.text, recipe.data.path):
+        shutil.copytree(source, place)
 
 
 def _held_out_captions(recipe: Recipe, count: int) -> list[str] | None:

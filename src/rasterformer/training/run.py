@@ -13,6 +13,7 @@ from rasterformer import registry
 from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
 from rasterformer.data.imageset import ImageSet
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.errors import ConfigError
 from rasterformer.loading import stored_tokenizers, stored_used_codes
 from rasterformer.recipe import Recipe, TextConfig
@@ -21,6 +22,7 @@ from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
 from rasterformer.tokenizer import Tokenizer, load_tokenizers
 from rasterformer.training.codes import CodesLearner, codes_that_occur, make_codes, read_codes
+from rasterformer.training.denoising import DenoisingLearner
 from rasterformer.training.learner import Learner
 from rasterformer.training.likelihood import LikelihoodLearner
 from rasterformer.training.log import duration, read_metrics
@@ -83,6 +85,8 @@ def train_recipe(
     )
     say(f"{recipe.system}, {networks}, recipe {recipe_hash(recipe)}, on {learner.device}")
     if dry_run:
+        if (cost := learner.cost()) is not None:
+            say(cost)
         say(f"dry run: {folder} was not made")
         return True
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +157,8 @@ def make_learner(
     system.to(device)
     if system.tokenizer is not None:
         return CodesLearner(system, train_set, held_out, cache=cache, code_set=code_set, say=say)
+    if isinstance(system.model, ImageDenoiser):
+        return DenoisingLearner(system, train_set, held_out, folder=folder, say=say)
     return LikelihoodLearner(system, train_set, held_out)
 
 

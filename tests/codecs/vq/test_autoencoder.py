@@ -382,9 +382,9 @@ def test_decode_refuses_other_shapes_and_dtypes(values: Tensor) -> None:
     [
         (
             {"norm_groups": 32},
-            r"norm_groups = 32 does not divide a level of (4|8) channels.*Use norm_groups of 1, 2, 4",
+            r"norm_groups = 32 does not divide (4|8) channels.*Use norm_groups of 1, 2, 4",
         ),
-        ({"norm_groups": 3}, r"norm_groups = 3 does not divide a level of (4|8) channels"),
+        ({"norm_groups": 3}, r"norm_groups = 3 does not divide (4|8) channels"),
         ({"norm_groups": 0}, r"norm_groups = 0 does not divide"),
         ({"multipliers": ()}, r"multipliers = \[\]"),
         ({"multipliers": (1, 0, 2)}, r"multipliers = \[1, 0, 2\].* at least 1"),

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from rasterformer.codecs.vq.autoencoder import group_norm
 from rasterformer.errors import ConfigError, ShapeError, did_you_mean
+from rasterformer.nn.feature_maps import group_norm
 
 DiscriminatorNorm = Literal["batch", "group", "spectral", "none"]
 

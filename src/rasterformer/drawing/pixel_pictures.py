@@ -1,7 +1,7 @@
 """Pictures from a model of pixels: what its task makes of sources, and the unknown part of images.
 
-`System.transform` and `System.complete` come here; how tiles of a larger picture are drawn is in `image_to_image.py`. Models over
-codes have `code_drawing.py` and `code_filling.py`.
+`System.transform` and `System.complete` come here; how tiles of a larger picture are drawn is in `canvas.py`. Models over
+codes have `code_pictures.py` and `code_filling.py`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,22 @@ from torch import Tensor
 
 from rasterformer.autoregressive.complete import known_prefix
 from rasterformer.autoregressive.sample import draw
-from rasterformer.batches import OnImages, collected
+from rasterformer.batches import collected
 from rasterformer.codecs.pixels import PixelCodec
 from rasterformer.conditioning.sources import masked_source, source_of_picture
-from rasterformer.conditions import Label, cond_of
-from rasterformer.drawing import Precision, draw_batches, plan_drawing
+from rasterformer.drawing.canvas import draw_canvases, plan_canvas
+from rasterformer.drawing.conditions import Label, cond_of
+from rasterformer.drawing.options import DrawingOptions
+from rasterformer.drawing.symbols import draw_batches, plan_drawing
 from rasterformer.errors import ConfigError
-from rasterformer.image_to_image import draw_canvases, plan_canvas
-from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known
 
 if TYPE_CHECKING:
     from rasterformer.system import System
 
 
 def complete_pixels(
-    system: System,
-    images: Tensor,
-    mask: Tensor,
-    n: int,
-    label: Label | Sequence[Label],
-    options: SampleOptions,
-    seed: int,
-    *,
-    precision: Precision,
-    batch_size: int | None,
-    parallel: bool,
-    on_step: OnStep | None,
-    on_images: OnImages | None,
+    system: System, images: Tensor, mask: Tensor, n: int, label: Label | Sequence[Label], how: DrawingOptions
 ) -> Tensor:
     """`complete` of a model of pixels: uint8 [B, 3, H, W] and bool [H, W] -> uint8 [B, n, 3, H, W]."""
     assert isinstance(system.codec, PixelCodec), "System.complete tells them apart"
@@ -49,11 +38,11 @@ def complete_pixels(
     total = len(x)
     if label is not None and not isinstance(label, str | int):
         label = [entry for entry in label for _ in range(n)]
-    cond = cond_of(system, label, total, seed)
-    model, plan = plan_drawing(system, total, batch_size=batch_size, precision=precision, parallel=parallel)
+    cond = cond_of(system, label, total, how.seed)
+    model, plan = plan_drawing(system, total, how)
     given = Known(x, system.codec.positions_of(mask[None]).expand(total, -1))
-    batches = draw_batches(system, model, plan, cond, options, seed, parallel=parallel, known=given, on_step=on_step)
-    return collected(batches, on_images).unflatten(0, (len(images), n))
+    batches = draw_batches(system, model, plan, cond, how, known=given)
+    return collected(batches, how.on_images).unflatten(0, (len(images), n))
 
 
 def transform_pixels(
@@ -62,15 +51,10 @@ def transform_pixels(
     masks: Sequence[Tensor] | None,
     n: int,
     cond: Cond,
-    options: SampleOptions,
-    seed: int,
+    how: DrawingOptions,
     *,
     tile: bool,
     overlap: int | None,
-    precision: Precision,
-    batch_size: int | None,
-    on_step: OnStep | None,
-    on_images: OnImages | None,
 ) -> list[Tensor]:
     """`transform` of a model of pixels: pictures uint8 [3, h, w], of any sizes -> uint8 [n, 3, H, W] for each."""
     task, shape = system.recipe.task, system.source_shape
@@ -87,26 +71,24 @@ def transform_pixels(
         canvases.append(plan_canvas(source, known, shape, image_size=system.image_size, overlap=overlap, tile=tile))
     largest = max(len(wave) * n for canvas in canvases for wave in canvas.waves)
     pieces = sum(canvas.num_tiles for canvas in canvases) * n
-    model, plan = plan_drawing(
-        system, min(pieces, largest * len(pictures)), batch_size=batch_size, precision=precision, parallel=False
-    )
+    model, plan = plan_drawing(system, min(pieces, largest * len(pictures)), how)
     assert isinstance(model, Autoregressive), "a model of pixels"
-    of_pixels, done = model, 0
+    of_pixels, on_step, done = model, how.on_step, 0
 
     def draw_pieces(part: Cond, before: Known | None, rng: Sequence[torch.Generator]) -> Tensor:
         nonlocal done
         start, length, count = done, plan.positions, len(rng)
         told = None if on_step is None else lambda d, _: on_step(start * length + d * count, pieces * length)
-        x = draw(of_pixels, part.to(system.device), count, options=options, rng=rng, known=before, on_step=told)
+        x = draw(of_pixels, part.to(system.device), count, options=how.symbols, rng=rng, known=before, on_step=told)
         done += count
         return x
 
     results = []
     drawn = draw_canvases(
-        canvases, system.codec, draw_pieces, cond=cond, n=n, seed=seed, pieces_at_a_time=plan.batch_size
+        canvases, system.codec, draw_pieces, cond=cond, n=n, seed=how.seed, pieces_at_a_time=plan.batch_size
     )
     for k, result in drawn:
         results.append(result)
-        if on_images is not None:
-            on_images(k, result)
+        if how.on_images is not None:
+            how.on_images(k, result)
     return results

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rasterformer.codecs import PixelCodec
 from rasterformer.data.png import image_grid
+from rasterformer.drawing.canvas import Canvas, draw_canvas, plan_canvas, source_sheet, visible_source
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.image_to_image import Canvas, draw_canvas, plan_canvas, source_sheet, visible_source
 from rasterformer.interfaces import Batch, Cond, Known
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
 from rasterformer.system import System

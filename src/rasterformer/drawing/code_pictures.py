@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from rasterformer.autoregressive.noise import image_generators, stream_seed
-from rasterformer.batches import OnImages, batches_of, collected, in_parts, one_of
-from rasterformer.code_images import (
-    CodeOptions,
+from rasterformer.batches import batches_of, collected, in_parts, one_of
+from rasterformer.codecs.vq.codec import CodeCodec
+from rasterformer.conditioning.sources import source_of_picture
+from rasterformer.diffusion.denoiser import CodeDenoiser
+from rasterformer.drawing.code_images import (
     condition_codes,
     decode,
     draw_codes,
@@ -25,32 +27,17 @@ from rasterformer.code_images import (
     known_codes,
     window_of,
 )
-from rasterformer.codecs.vq.codec import CodeCodec
-from rasterformer.conditioning.sources import source_of_picture
-from rasterformer.diffusion.denoiser import CodeDenoiser
-from rasterformer.drawing import Precision, draw_batches, plan_drawing
+from rasterformer.drawing.options import DrawingOptions
+from rasterformer.drawing.symbols import draw_batches, plan_drawing
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
+from rasterformer.interfaces import Autoregressive, Cond, Known
 from rasterformer.tokenizer import IMAGES_AT_A_TIME
 
 if TYPE_CHECKING:
     from rasterformer.system import System
 
 
-def transform_codes(
-    system: System,
-    sources: Sequence[Tensor],
-    n: int,
-    cond: Cond,
-    options: SampleOptions,
-    seed: int,
-    more: CodeOptions,
-    *,
-    precision: Precision = "float32",
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-    on_images: OnImages | None = None,
-) -> list[Tensor]:
+def transform_codes(system: System, sources: Sequence[Tensor], n: int, cond: Cond, how: DrawingOptions) -> list[Tensor]:
     """`transform` of a model over codes: sources uint8 [c, h, w], of any sizes -> uint8 [n, 3, H, W] for each."""
     task, shape = system.recipe.task, system.source_shape
     assert task is not None and shape is not None, "System.transform refuses models without a task"
@@ -59,46 +46,21 @@ def transform_codes(
     for k, picture in enumerate(sources):
         source = picture[None] if picture.shape[0] == 1 else source_of_picture(task, picture[None])
         size = (scale * source.shape[2], scale * source.shape[3])
-        here = replace(more, size=size)
+        told = None if how.on_step is None else one_of(how.on_step, k, len(sources))
+        here = replace(how, size=size, seed=stream_seed(how.seed, "picture", k), on_step=told)
         grid_of(system, size)  # refuses sizes before anything is tokenized
         codes = condition_codes(system, source, size).expand(n, -1, -1)
-        model, plan = plan_drawing(system, n, batch_size=batch_size, precision=precision, parallel=False, more=here)
+        model, plan = plan_drawing(system, n, here)
         each = cond.rows(torch.full((n,), k, device=system.device))
-        told = None if on_step is None else one_of(on_step, k, len(sources))
-        batches = draw_batches(
-            system,
-            model,
-            plan,
-            each,
-            options,
-            stream_seed(seed, "picture", k),
-            parallel=False,
-            condition=codes,
-            more=here,
-            on_step=told,
-        )
+        batches = draw_batches(system, model, plan, each, here, condition=codes)
         results.append(collected(batches, None))
-        if on_images is not None:
-            on_images(k, results[-1])
+        if how.on_images is not None:
+            how.on_images(k, results[-1])
     return results
 
 
 def complete_codes(
-    system: System,
-    images: Tensor,
-    mask: Tensor,
-    n: int,
-    cond: Cond,
-    options: SampleOptions,
-    seed: int,
-    more: CodeOptions,
-    *,
-    candidates: int,
-    precision: Precision,
-    batch_size: int | None,
-    parallel: bool,
-    on_step: OnStep | None,
-    on_images: OnImages | None,
+    system: System, images: Tensor, mask: Tensor, n: int, cond: Cond, how: DrawingOptions, *, candidates: int
 ) -> Tensor:
     """`complete` of a model over codes: uint8 [B, 3, H, W] and bool [H, W] -> uint8 [B, n, 3, H, W]."""
     assert isinstance(system.codec, CodeCodec), "only models over codes come here"
@@ -122,9 +84,7 @@ def complete_codes(
     image_of = torch.arange(len(images)).repeat_interleave(each)  # of every filling
     x, given = system.codec.to_x(codes)[image_of], system.codec.to_x(where)[..., 0][image_of]
     parts, fixed = cond.rows(image_of.to(system.device)), where[image_of]
-    model, plan = plan_drawing(
-        system, total * candidates, batch_size=batch_size, precision=precision, parallel=parallel, more=more
-    )
+    model, plan = plan_drawing(system, total * candidates, how)
     results: list[Tensor] = []
     for some in batches_of(total, max(1, plan.batch_size // candidates)):  # of results, each with its candidates
         filled = []
@@ -137,23 +97,25 @@ def complete_codes(
                     parts.rows(rows),
                     None,
                     system.codec.grid,
-                    options=options,
-                    more=more,
-                    rng=image_generators(seed, rows.stop - rows.start, first=rows.start),
+                    options=how.symbols,
+                    more=how.codes,
+                    rng=image_generators(how.seed, rows.stop - rows.start, first=rows.start),
                     known=Known(x[rows], given[rows]),
-                    parallel=parallel,
-                    on_step=in_parts(on_step, rows, plan.num_images, plan.positions),
+                    parallel=how.parallel,
+                    on_step=in_parts(how.on_step, rows, plan.num_images, plan.positions),
                 )
             )
         of_results = torch.cat(filled)
         if candidates > 1:
             rows = slice(some.start * candidates, some.stop * candidates)
-            of_results = _chosen(system, model, of_results, parts.rows(rows), fixed[rows], candidates, seed, some.start)
+            of_results = _chosen(
+                system, model, of_results, parts.rows(rows), fixed[rows], candidates, how.seed, some.start
+            )
         pictures = decode(system, of_results)
         originals = images[torch.arange(some.start, some.stop) // n]
         results.append(torch.where(mask, originals, pictures))  # known pixels stay as they are
-        if on_images is not None:
-            on_images(some.start, results[-1])
+        if how.on_images is not None:
+            how.on_images(some.start, results[-1])
     return torch.cat(results).unflatten(0, (len(images), n))
 
 

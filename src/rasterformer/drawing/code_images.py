@@ -1,6 +1,6 @@
 """Images from a model over codes: a grid of any size, drawn at once or window by window, decoded in tiles; and its likelihood.
 
-`System` calls these for models with a tokenizer; those of pixels draw in `autoregressive/` and `image_to_image.py`.
+`System` calls these for models with a tokenizer; those of pixels draw in `autoregressive/` and `canvas.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rasterformer.diffusion.bound import bound_nats
 from rasterformer.diffusion.denoiser import CodeDenoiser
 from rasterformer.diffusion.draw import draw_codes as diffuse_codes
 from rasterformer.diffusion.fill import fill_grid
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.diffusion.options import DiffusionOptions, Order
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Autoregressive, Cond, Known, OnStep, SampleOptions
@@ -273,7 +274,9 @@ def code_nats(
     """
     codec, _ = _parts(system)
     codes = codec.codes(images)
-    return grid_nats(system, system.model, codes, cond, condition, levels=levels)
+    model = system.model
+    assert not isinstance(model, ImageDenoiser), "it works on pixels"
+    return grid_nats(system, model, codes, cond, condition, levels=levels)
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.batches import batches_of
-from rasterformer.code_images import is_told_places
 from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
+from rasterformer.drawing.code_images import is_told_places
 from rasterformer.errors import CheckpointError, ConfigError, did_you_mean
 from rasterformer.interfaces import Cond
 
@@ -67,11 +67,11 @@ def cond_of(
     cond = _with_states(system, cond, texts)
     if not draws_class or system.takes_text:
         cond = _hidden(system, cond, nothing)
-    if guidance_scale != 1.0 and cond.dropped is not None:
+    if guidance_scale != 1.0 and any(nothing) and (cond.dropped is not None or system.takes_text):
         kind = "text" if system.takes_text else "class"
         raise ConfigError(
-            f"guidance_scale = {guidance_scale} needs a {kind} to be guided by, but image {int(cond.dropped.int().argmax())} "
-            f"has none. Give one, or leave guidance_scale out."
+            f"guidance_scale = {guidance_scale} needs a {kind} to be guided by, but image {nothing.index(True)} has none. "
+            "Give one, or leave guidance_scale out."
         )
     return cond
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rasterformer.code_images import CodeOptions
-from rasterformer.errors import ConfigError
+from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.tasks import TASKS, Task, task_name
 
 if TYPE_CHECKING:
@@ -60,40 +59,30 @@ def need_task(system: System, what: str, kind: type[Task]) -> None:
         )
 
 
-def need_window(system: System, pictures: Sequence[Tensor], *, tile: bool, overlap: int | None) -> None:
-    """Refuses tiles to a model over codes, which draws larger pictures [c, h, w] by a sliding window.
+def need_whole(system: System, pictures: Sequence[Tensor], side: int, *, tile: bool, overlap: int | None) -> None:
+    """Refuses tiles to a model that does not draw in any: over codes a window slides, and diffusion draws all pixels at once.
+
+    Args:
+        system: the model.
+        pictures: its sources [c, h, w].
+        side: of sources in training, pixels.
+        tile: whether larger ones are allowed.
+        overlap: of tiles, if the user said so.
 
     Raises:
         ConfigError: an overlap was given, or a picture is larger than the model's sources and `tile` is False.
+        ShapeError: a picture is smaller than they are.
     """
-    shape = system.source_shape
-    assert shape is not None, "a task has sources"
+    way = "slides a window. Use window_stride" if system.tokenizer is not None else "draws pictures whole. Leave it out"
     if overlap is not None:
-        raise ConfigError(f"overlap = {overlap} is for models of pixels; this one slides a window. Use window_stride.")
-    if not tile and (large := [picture for picture in pictures if max(picture.shape[1:]) > shape.size]):
+        raise ConfigError(f"overlap = {overlap} is for models that draw pixel by pixel; this one {way}.")
+    if not tile and (large := [picture for picture in pictures if max(picture.shape[1:]) > side]):
         raise ConfigError(
-            f"a source of {large[0].shape[1]}x{large[0].shape[2]} pixels is larger than the model's {shape.size}x"
-            f"{shape.size}. Let it be drawn by a sliding window, or reduce it."
+            f"a source of {large[0].shape[1]}x{large[0].shape[2]} pixels is larger than the model's {side}x{side}. Allow larger "
+            "ones (--tile, tile=True), or reduce it."
         )
-
-
-def need_codes(system: System, more: CodeOptions) -> None:
-    """Refuses what only models over codes can do, and what this one cannot.
-
-    Raises:
-        ConfigError: `more` says such a thing.
-    """
-    if system.tokenizer is None and more != CodeOptions():
-        raise ConfigError(
-            "size, guidance_scale, window_stride, steps, order and purity_weight are for models over codes, and this one "
-            "draws pixels."
-        )
-    if not system.is_diffusion and more != CodeOptions(more.size, more.guidance_scale, more.window_stride):
-        raise ConfigError(
-            "steps, order and purity_weight are for diffusion models, and this one draws code by code. Leave them out."
-        )
-    if more.guidance_scale != 1.0 and system.recipe.model.drop_condition_prob == 0.0:
-        raise ConfigError(
-            f"guidance_scale = {more.guidance_scale} needs a model that has seen images without their condition. Train it "
-            "with model.drop_condition_prob = 0.1, or leave the option out."
+    small = [picture for picture in pictures if min(picture.shape[1:]) < side]
+    if small and system.tokenizer is None:  # of codes, the window has its own say
+        raise ShapeError(
+            f"source is {small[0].shape[2]}x{small[0].shape[1]} pixels; this model needs at least {side}x{side}."
         )

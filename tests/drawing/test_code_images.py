@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rasterformer import code_images
 from rasterformer.codecs.orders import code_order
 from rasterformer.conditioning.carry_on import carry_on
 from rasterformer.conditioning.edges import canny_edges
 from rasterformer.conditioning.resize import enlarge
+from rasterformer.drawing import code_images
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond
 from rasterformer.recipe import DataConfig, Recipe, TrainingConfig
