@@ -21,10 +21,11 @@ from rasterformer.recipe_images import open_recipe_images
 from rasterformer.system import System
 from rasterformer.systems.image_transformer.config import Config
 from rasterformer.tasks import Inpaint, Task
-from rasterformer.training.likelihood import LikelihoodLearner, accumulate_gradients, draw_more, held_out_bits_per_dim
+from rasterformer.training.likelihood import LikelihoodLearner, accumulate_gradients, held_out_bits_per_dim
 from rasterformer.training.log import read_metrics
 from rasterformer.training.loop import Run, train
 from rasterformer.training.run import train_recipe
+from rasterformer.training.system_learner import draw_more
 
 COMMANDS = {
     "super_resolution": "upscale {} IMAGE.png -n 4",

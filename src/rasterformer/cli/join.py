@@ -24,7 +24,7 @@ def join(base: Path, upscaler: Path, *more: Path, out: Path) -> None:
     """
     from rasterformer import cascade, load
     from rasterformer.drawing.stages import stages_of
-    from rasterformer.training.likelihood import draw_more
+    from rasterformer.training.system_learner import draw_more
 
     if out.exists():
         raise ConfigError(f"--out {out} exists already and is left as it is. Give another folder.")

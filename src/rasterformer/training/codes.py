@@ -33,9 +33,8 @@ from rasterformer.system import System
 from rasterformer.tasks import Paired, task_name
 from rasterformer.tokenizer import IMAGES_AT_A_TIME, Tokenizer
 from rasterformer.training.captions import TEXTS_FOLDER, Captions
-from rasterformer.training.learner import Learner
-from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
+from rasterformer.training.system_learner import SystemLearner
 
 STEPS = 25  # of samples drawn during training
 LEVELS = 10  # of noise, drawn at most for each held-out image when a bound is measured during training
@@ -58,7 +57,7 @@ class HeldOut:
     replaced_share: float
 
 
-class CodesLearner(Learner):
+class CodesLearner(SystemLearner):
     """A system over codes, whose negative log-likelihood of codes, or an upper bound of it, is minimised.
 
     Args:
@@ -137,7 +136,7 @@ class CodesLearner(Learner):
         count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
         seen = self._held_out_codes(count)
         codes, cond, condition = seen.codes, seen.cond, seen.condition
-        system, total = self._with(model), 0.0
+        system, total = self.with_weights(model), 0.0
         for index in torch.arange(count).split(IMAGES_AT_A_TIME):
             part = None if condition is None else condition[index]
             here = cond.rows(index).to(self.device)
@@ -150,7 +149,7 @@ class CodesLearner(Learner):
 
     def sheet(self, model: nn.Module) -> Tensor:
         """Sixteen samples, or samples between their conditions and the originals."""
-        system, seed = self._with(model), self.recipe.training.seed
+        system, seed = self.with_weights(model), self.recipe.training.seed
         if self.recipe.task is None:
             shown = torch.arange(16) % len(self.held_out)
             text = [caption or None for caption in self.held_out.captions_of(shown)] if system.takes_text else None
@@ -166,10 +165,6 @@ class CodesLearner(Learner):
             assert batch.cond.source is not None, "a paired task has sources"
             batch = Batch(batch.images, replace(batch.cond, source=label_colours(batch.cond.source)))
         return source_sheet(batch, samples, scale=2)
-
-    def config(self, steps: int) -> dict[str, Any]:
-        """What config.json says of the model after so many steps."""
-        return replace(self.system, steps=steps).config()
 
     def counts(self) -> dict[str, Tensor]:
         """Of a diffusion model, the losses by level of noise, which decide what is drawn."""
@@ -212,15 +207,6 @@ class CodesLearner(Learner):
             f"{self.held_out.preprocessing}). It is no likelihood of pixels.{verdict} `rasterformer evaluate RUN --data "
             f"{self.recipe.data.path}` measures all of them."
         )
-
-    def next_command(self, folder: Path) -> str:
-        """Draws images."""
-        return draw_more(self.recipe, folder)
-
-    def ship(self, folder: Path, steps: int) -> None:
-        """Writes the model folder, with the tokenizers inside."""
-        self.system.steps = steps
-        self.system.save(folder)
 
     @property
     def _levels(self) -> int | None:
@@ -292,9 +278,6 @@ class CodesLearner(Learner):
         model = self.recipe.model
         places = coordinate_codes(self.codec.grid, self.system.tokenizers["tokenizer"].factor, model.num_coordinates)
         return torch.stack([places[r : r + size[0], c : c + size[1]] for r, c in corner.tolist()])
-
-    def _with(self, model: nn.Module) -> System:
-        return replace(self.system, model=model)  # type: ignore[arg-type]
 
 
 def read_codes(

@@ -24,16 +24,15 @@ from rasterformer.interfaces import Batch
 from rasterformer.system import System
 from rasterformer.tasks import task_name
 from rasterformer.training.captions import TEXTS_FOLDER, Captions
-from rasterformer.training.learner import Learner
-from rasterformer.training.likelihood import draw_more
 from rasterformer.training.precision import autocast
+from rasterformer.training.system_learner import SystemLearner
 
 LEVELS = 10  # of noise, drawn for each held-out image when the bound is measured during training
 STEPS = 25  # of samples drawn during training
 IMAGES_AT_A_TIME = 32
 
 
-class DenoisingLearner(Learner):
+class DenoisingLearner(SystemLearner):
     """A system of pixels whose network learns what is under noise.
 
     Args:
@@ -120,7 +119,7 @@ class DenoisingLearner(Learner):
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
         """An upper bound of the bits/dim of held-out images, given their sources, classes and captions."""
         count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
-        system, nats, dims = self._with(model), 0.0, 0
+        system, nats, dims = self.with_weights(model), 0.0, 0
         for index in torch.arange(count).split(IMAGES_AT_A_TIME):
             batch = self._held_out(index)
             nats += float(image_nats(system, batch.images, [batch.cond], levels=LEVELS).sum())
@@ -129,17 +128,13 @@ class DenoisingLearner(Learner):
 
     def sheet(self, model: nn.Module) -> Tensor:
         """Sixteen samples, by the captions of held-out images where there are some, or samples beside their sources."""
-        system, seed = self._with(model), self.recipe.training.seed
+        system, seed = self.with_weights(model), self.recipe.training.seed
         if self.recipe.task is None:
             shown = torch.arange(16) % len(self.held_out)
             text = [caption or None for caption in self.held_out.captions_of(shown)] if system.takes_text else None
             return image_grid(system.sample(16, seed=seed, text=text, steps=STEPS, as_tensor=True), scale=3)
         batch = self._held_out(torch.arange(min(8, len(self.held_out))))
         return source_sheet(batch, system.draw_from(batch.cond, n=3, seed=seed, steps=STEPS), scale=2)
-
-    def config(self, steps: int) -> dict[str, Any]:
-        """What config.json says of the model after so many steps."""
-        return replace(self.system, steps=steps).config()
 
     def headline(self, figures: Mapping[str, Any]) -> str:
         """The bound on the likelihood of held-out images."""
@@ -153,15 +148,6 @@ class DenoisingLearner(Learner):
             f"always a better picture. `rasterformer evaluate RUN --data {self.recipe.data.path}` measures all of them."
         )
 
-    def next_command(self, folder: Path) -> str:
-        """Draws images."""
-        return draw_more(self.recipe, folder)
-
-    def ship(self, folder: Path, steps: int) -> None:
-        """Writes the model folder."""
-        self.system.steps = steps
-        self.system.save(folder)
-
     def _held_out(self, index: Tensor) -> Batch:
         """Held-out images with all that they are drawn by."""
         batch = self.held_out.batch(index, use_labels=self.recipe.data.use_labels)
@@ -170,6 +156,3 @@ class DenoisingLearner(Learner):
             return batch
         cond = self.system.with_captions(batch.cond.to(self.device), self.held_out.captions_of(index))
         return replace(batch, cond=cond)
-
-    def _with(self, model: nn.Module) -> System:
-        return replace(self.system, model=model)  # type: ignore[arg-type]

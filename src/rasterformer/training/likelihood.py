@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +15,13 @@ from rasterformer.data.png import image_grid
 from rasterformer.drawing.canvas import source_sheet
 from rasterformer.evaluation.likelihood import num_dims
 from rasterformer.interfaces import Batch
-from rasterformer.recipe import Recipe
 from rasterformer.system import System
-from rasterformer.tasks import Colourise, Denoise, Inpaint, SuperResolution, task_name
-from rasterformer.training.learner import Learner
+from rasterformer.tasks import Inpaint, task_name
 from rasterformer.training.precision import autocast
+from rasterformer.training.system_learner import SystemLearner
 
 
-class LikelihoodLearner(Learner):
+class LikelihoodLearner(SystemLearner):
     """A system whose negative log-likelihood is minimised.
 
     Args:
@@ -60,21 +57,17 @@ class LikelihoodLearner(Learner):
 
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
         """Exact bits/dim of held-out images."""
-        return {"held_out_bits_per_dim": held_out_bits_per_dim(self._with(model), self.held_out, limit)}
+        return {"held_out_bits_per_dim": held_out_bits_per_dim(self.with_weights(model), self.held_out, limit)}
 
     def sheet(self, model: nn.Module) -> Tensor:
         """Sixteen samples, or samples beside their sources."""
-        system, seed = self._with(model), self.recipe.training.seed
+        system, seed = self.with_weights(model), self.recipe.training.seed
         if self.recipe.task is None:
             return image_grid(system.sample(16, seed=seed, as_tensor=True), scale=3)
         index = torch.arange(min(8, len(self.held_out)))
         batch = self.held_out.batch(index, use_labels=self.recipe.data.use_labels)
         batch = system.with_source(batch, first=0, purpose="held-out source", seed=0)
         return source_sheet(batch, system.draw_from(batch.cond, n=3, seed=seed), scale=3)
-
-    def config(self, steps: int) -> dict[str, Any]:
-        """What config.json says of the model after so many steps."""
-        return replace(self.system, steps=steps).config()
 
     def headline(self, figures: Mapping[str, Any]) -> str:
         """Exact likelihood of held-out images."""
@@ -87,28 +80,6 @@ class LikelihoodLearner(Learner):
             f"first {figures['images']:,} of {len(self.held_out):,} held-out images ({self.held_out.split_origin}; "
             f"{self.held_out.preprocessing}). `rasterformer evaluate RUN --data {data.path}` measures all of them."
         )
-
-    def next_command(self, folder: Path) -> str:
-        """Draws images."""
-        return draw_more(self.recipe, folder)
-
-    def ship(self, folder: Path, steps: int) -> None:
-        """Writes the model folder."""
-        self.system.steps = steps
-        self.system.save(folder)
-
-    def _with(self, model: nn.Module) -> System:
-        return replace(self.system, model=model)  # type: ignore[arg-type]
-
-
-def draw_more(recipe: Recipe, folder: Path) -> str:
-    """Returns the command that uses the run's model."""
-    if recipe.task is None:
-        text = "" if recipe.text is None else " --text 'WORDS'"
-        return f"rasterformer sample {folder} -n 16{text} --seed 1"
-    command = {SuperResolution: "upscale", Inpaint: "restore", Colourise: "colourise", Denoise: "denoise"}
-    mask = " --mask MASK.png" if isinstance(recipe.task, Inpaint) else ""
-    return f"rasterformer {command.get(type(recipe.task), 'transform')} {folder} IMAGE.png{mask} -n 4"
 
 
 def accumulate_gradients(system: System, batch: Batch) -> float:

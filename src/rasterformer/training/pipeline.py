@@ -20,8 +20,8 @@ from rasterformer.recipe import Recipe
 from rasterformer.recipe_file import recipe_hash
 from rasterformer.recipe_images import open_recipe_images
 from rasterformer.training.captions import TEXTS_FOLDER
-from rasterformer.training.likelihood import draw_more
 from rasterformer.training.run import check_same, read_text_encoder, train_recipe
+from rasterformer.training.system_learner import draw_more
 
 
 def train_pipeline(
