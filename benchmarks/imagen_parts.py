@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.imagen_contestants import BATCH, STEPS, Contestant
 from benchmarks.imagen_intervals import answers, distance_with_interval, mean_with_interval
 from benchmarks.mixing import mixed
-from benchmarks.scene_captions import caption, parse
+from benchmarks.scene_captions import caption, class_of, parse
 from benchmarks.scene_judge import load_judge
 from benchmarks.scene_obedience import obedience
 from benchmarks.timing import in_turn, spread
@@ -198,7 +198,12 @@ def pixel_likelihood(
         if contestant.is_cascade:
             found = nats_of_stages(system, pixels[rows], said, levels=levels)
         else:
-            label = held_out.labels[rows] if system.model.num_classes and held_out.labels is not None else None
+            label = None
+            if system.model.num_classes:
+                assert held_out.captions is not None, "scenes have captions"
+                label = torch.tensor(
+                    [system.class_names.index(class_of(text)) for text in held_out.captions[: len(pixels)][rows]]
+                )
             found = {"model": system.image_nats(pixels[rows], Cond(label=label))}
         for name, nats in found.items():
             parts.setdefault(name, []).append(nats)

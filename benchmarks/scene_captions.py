@@ -78,6 +78,15 @@ def parse(text: str) -> Scene:
     raise ValueError(f"{text!r} is no caption of scenes64, such as {EXAMPLE!r}.")
 
 
+def class_of(text: str) -> str:
+    """The class of a caption, for a model that takes classes only: the colour of the leftmost object, and the floor.
+
+    A folder with a subfolder for each of these 24 names is how such a model is trained: `red, grass`, `blue, wooden floor`.
+    """
+    scene = parse(text)
+    return f"{scene.objects[0].colour}, {scene.floor if scene.floor == 'grass' else f'{scene.floor} floor'}"
+
+
 def draw_scenes(count: int, *, held_out: bool, rng: torch.Generator) -> list[Scene]:
     """Returns scenes of one, two and three objects in turn, everything else drawn evenly.
 

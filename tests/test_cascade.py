@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from rasterformer.tasks import Colourise, SuperResolution, Task
 SMALL = Config(
     width=8, multipliers=(1, 2), res_blocks=(1, 1), attention_levels=(1,), norm_groups=2, head_dim=8, text_width=8
 )
-EFFICIENT = replace(SMALL, denoiser="efficient_unet", source_noise=1.0)
+EFFICIENT = replace(SMALL, denoiser="efficient_unet", attention_levels=Config().attention_levels, source_noise=1.0)
 BYTES = TextConfig("bytes", dim=6, length=12)
 ELSEWHERE = TextConfig("folder", folder="where/it/lay", dim=6, length=12)
 STEPS = 2
@@ -38,10 +39,11 @@ def make(
     classes: tuple[str, ...] = (),
     seed: int = 0,
     name: str = "new",
+    **data: Any,
 ) -> System:
     """Untrained, with weights that are all random: what it draws depends on everything."""
     config = EFFICIENT if isinstance(task, SuperResolution) else SMALL
-    recipe = Recipe("imagen", config, DataConfig(image_size=size), TrainingConfig(seed=seed), task, text)
+    recipe = Recipe("imagen", config, DataConfig(image_size=size, **data), TrainingConfig(seed=seed), task, text)
     system = System.create(recipe, class_names=classes)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -53,10 +55,16 @@ def make(
 
 
 def upscaler(
-    size: int, *, text: TextConfig | None = None, classes: tuple[str, ...] = (), name: str = "new", seed: int = 1
+    size: int,
+    *,
+    text: TextConfig | None = None,
+    classes: tuple[str, ...] = (),
+    name: str = "new",
+    seed: int = 1,
+    **data: Any,
 ) -> System:
     """Of images of half of the size."""
-    return make(size, task=SuperResolution(2), text=text, classes=classes, name=name, seed=seed)
+    return make(size, task=SuperResolution(2), text=text, classes=classes, name=name, seed=seed, **data)
 
 
 def test_a_cascade_draws_what_its_upscalers_make_of_what_its_base_draws() -> None:
@@ -125,11 +133,22 @@ PIXELS = load_recipe("tiny")
             [make(4, classes=("dog", "cat"), name="a"), upscaler(8, classes=("cat", "dog"), name="b")],
             "b knows the 2 classes cat, dog, but a knows the 2 classes dog, cat. Both must know the same",
         ),
+        (
+            [make(4, name="a"), upscaler(8, fit="stretch", trim=(1, 0), name="b")],
+            r"(?s)b was trained with data\.fit = 'stretch', but a with 'crop'.*data\.trim = \(1, 0\), but a with \(0, 0\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(stages: list[System], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         join(stages[0], stages[1:])
+
+
+def test_stages_of_images_that_were_reduced_in_other_ways_are_joined_with_a_warning() -> None:
+    base, same, other = make(4, name="a"), upscaler(8, name="b"), upscaler(16, seed=2, name="c", reduction="area")
+    with pytest.warns(UserWarning, match=r"^c was trained with data\.reduction = 'area', but a with 'auto'") as said:
+        joined = join(base, [same, other])
+    assert len(said) == 1 and [one.model for one in joined.upscalers] == [same.model, other.model]
 
 
 def test_an_upscaler_without_classes_or_texts_enlarges_for_all() -> None:

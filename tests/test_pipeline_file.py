@@ -264,6 +264,14 @@ def test_what_is_no_cascade_is_refused(tmp_path: Path, stages: str, message: str
             r"upscaler\.data\.use_labels = true, but base\.data\.use_labels = false",
         ),
         ({"upscaler_2.data.fit": "stretch"}, r"upscaler_2\.data\.fit = 'stretch', but base\.data\.fit = 'crop'"),
+        (
+            {"upscaler.data.reduction": "auto"},
+            r"upscaler\.data\.reduction = 'auto', but base\.data\.reduction = 'area'",
+        ),
+        (
+            {"base.data.holdout_fraction": "0.2"},
+            r"(?s)upscaler\.data\.holdout_fraction = 0\.1, but base\.data\.holdout_fraction = 0\.2.*upscaler_2\.data\.h",
+        ),
         ({"base.data.trim": "[1, 0]"}, r"(?s)upscaler\.data\.trim = \(0, 0\), but base.*upscaler_2\.data\.trim"),
     ],
 )

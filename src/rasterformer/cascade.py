@@ -5,6 +5,7 @@ How it draws is in `drawing/stages.py`; how a pipeline trains all of its stages 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,13 +28,18 @@ def join(base: System, upscalers: Sequence[System]) -> System:
         A new system that shares the weights of those given, which go where the base's are.
 
     Raises:
-        ConfigError: there is no upscaler; a model is none that a cascade is made of; sizes or classes do not fit. One message
-            says all of it.
+        ConfigError: there is no upscaler; a model is none that a cascade is made of; sizes, classes, or the parts of images that
+            they learned from (`data.fit`, `data.trim`) do not fit. One message says all of it.
+
+    Warns where they learned from images that were reduced in other ways: by a level or so, they draw other pictures than the next
+    one has learned to enlarge.
     """
     stages = [replace(stage, upscalers=()) for system in (base, *upscalers) for stage in stages_of(system)]
     found = _problems(stages[0], stages[1:])
     if found:
         raise ConfigError("\n  ".join(["these models do not make a cascade:", *found]))
+    for remark in _remarks(stages[0], stages[1:]):
+        warnings.warn(remark, stacklevel=2)
     return replace(stages[0], upscalers=tuple(stages[1:])).to(base.device)
 
 
@@ -70,8 +76,29 @@ def _problems(base: System, upscalers: Sequence[System]) -> list[str]:
                     f"{upscaler.origin} knows {_in_words(upscaler)}, but {base.origin} knows {_in_words(base)}. Both must know "
                     "the same, or the upscaler none."
                 )
+            found += [
+                f"{upscaler.origin} was trained with data.{field} = {own!r}, but {base.origin} with {of_base!r}: the one would "
+                "enlarge other parts of images than the other draws. Train one of them again."
+                for field, own, of_base in _differences(upscaler, base, ("fit", "trim"))
+            ]
         before = upscaler
     return found
+
+
+def _remarks(base: System, upscalers: Sequence[System]) -> list[str]:
+    """What may be, but is worth knowing."""
+    return [
+        f"{upscaler.origin} was trained with data.reduction = {own!r}, but {base.origin} with {of_base!r}: the small images that "
+        "they have learned from differ a little, which may show. With 'area' for both they are the same."
+        for upscaler in upscalers
+        for _, own, of_base in _differences(upscaler, base, ("reduction",))
+    ]
+
+
+def _differences(one: System, other: System, names: Sequence[str]) -> list[tuple[str, object, object]]:
+    """Fields of `data` by which they were trained that differ, with both values."""
+    pairs = [(name, getattr(one.recipe.data, name), getattr(other.recipe.data, name)) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _classes(system: System) -> tuple[int, tuple[str, ...]]:

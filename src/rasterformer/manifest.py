@@ -17,6 +17,7 @@ from typing import Any
 from rasterformer.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+REPAIR = "Copy the folder again from where it came, or load a checkpoint of its run (checkpoints/step-N)."
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64_000_000
 MAX_HEADER_BYTES = 8_000_000
@@ -90,7 +91,7 @@ def verify(folder: Path) -> dict[str, int]:
     for name, entry in _entries(folder).items():
         path = Path(folder) / name
         if _sha256(path) != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}.")
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. {REPAIR}")
         if path.suffix == ".safetensors":
             tensor_header(path)
     return sizes
@@ -102,10 +103,10 @@ def check_sizes(folder: Path) -> dict[str, int]:
     for name, entry in _entries(folder).items():
         path = Path(folder) / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; {MANIFEST} lists it.")
+            raise CheckpointError(f"{path} is missing; {MANIFEST} lists it. {REPAIR}")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise CheckpointError(f"{path} is damaged: it has {size} bytes, {MANIFEST} says {entry['bytes']}.")
+            raise CheckpointError(f"{path} is damaged: it has {size} bytes, {MANIFEST} says {entry['bytes']}. {REPAIR}")
         sizes[name] = size
     return sizes
 
@@ -164,7 +165,7 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
         )
     entries = content.get("files")
     if not isinstance(entries, dict) or _manifest_bytes(entries) != path.read_bytes():
-        raise CheckpointError(f"{path} is damaged: it is not what was written.")
+        raise CheckpointError(f"{path} is damaged: it is not what was written. {REPAIR}")
     for name, entry in entries.items():
         if name != os.path.basename(name) or "\\" in name or name in ("", ".", ".."):
             raise CheckpointError(f"{path} lists {name!r}; a plain file name is needed.")

@@ -26,6 +26,8 @@ from rasterformer.tasks import Paired, SuperResolution, source_shape, task_name
 OF_CODES = ("tokenizer", "condition_tokenizer", "prior")
 OF_CASCADE = ("base", "upscaler", "upscaler_2")
 STAGES = OF_CODES + OF_CASCADE
+# fields of `data` that the stages of a cascade share: what a stage draws is what the next one enlarges, of the same images
+ALIKE = ("fit", "trim", "reduction", "holdout_fraction")
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _check_cascade(source: str, stages: dict[str, Recipe]) -> None:
             found.append(
                 f"{name}.data.use_labels = true, but base.data.use_labels = false: set both, or this to false."
             )
-        for field in ("fit", "trim"):
+        for field in ALIKE:
             one, other = getattr(recipe.data, field), getattr(base.data, field)
             if one != other:
                 found.append(

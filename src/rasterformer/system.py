@@ -36,15 +36,17 @@ from rasterformer.drawing.code_pictures import complete_codes, transform_codes
 from rasterformer.drawing.conditions import Label, Text, cond_of
 from rasterformer.drawing.diffusion_pictures import (
     draw_from_sources,
+    networks_of,
     plan_pictures,
     sample_pictures,
+    told_of,
     transform_pictures,
     upscale_pictures,
     vary_pictures,
 )
 from rasterformer.drawing.options import DrawingArguments, DrawingOptions, TransformArguments, need_options
 from rasterformer.drawing.pixel_pictures import complete_pixels, transform_pixels
-from rasterformer.drawing.stages import conds_of_stages, image_nats
+from rasterformer.drawing.stages import conds_of_stages, image_nats, need_no_first_source, stages_of
 from rasterformer.drawing.symbols import check_counts, draw_batches, plan_drawing
 from rasterformer.errors import ConfigError, did_you_mean
 from rasterformer.evaluation.likelihood import bits_per_dim, num_dims
@@ -105,7 +107,8 @@ class System:
     trained_on_text: str | None = None
 
     def __repr__(self) -> str:
-        return one_line("System", self.recipe.system, self.image_size, self.model, steps=self.steps, origin=self.origin)
+        networks = torch.nn.ModuleList(stage.model for stage in stages_of(self))
+        return one_line("System", self.recipe.system, self.image_size, networks, steps=self.steps, origin=self.origin)
 
     @classmethod
     def create(
@@ -201,7 +204,7 @@ class System:
                 for each image, uniformly, from the seed (one with captions too only where there is a text, or no learned null).
             text: for all or one for each, for models that were trained with captions. None: the image's condition is hidden, as
                 that of some images was in training, where the model has learned that (`has_null`) and is given nothing else, such
-                as a class or a source; otherwise it is an empty text, as "" always is.
+                as a class, or over codes a source; otherwise it is an empty text, as "" always is.
             first: number of the first image: `first=64` goes on where `n=64` ended.
             as_tensor: return uint8 [n, 3, H, W] instead of Pillow images.
             how: see `DrawingOptions`.
@@ -224,15 +227,26 @@ class System:
             images = collected(batches, options.on_images)
         return images if as_tensor else to_pil(images)
 
-    def plan_sampling(self, n: int, **how: Unpack[DrawingArguments]) -> DrawingPlan:
-        """Says how `sample` or `complete` would draw n images, and in how much memory. Arguments as there.
+    def plan_sampling(self, n: int, *, is_filling: bool = False, **how: Unpack[DrawingArguments]) -> DrawingPlan:
+        """Says how `sample` or `complete` would draw n images, and in how much memory. Nothing is copied or drawn.
+
+        Args:
+            n: number of images; of completions, those of all images together.
+            is_filling: as `complete` draws, whose passes a diffusion model of pixels counts otherwise (`resamplings`). Other
+                models take as long for both.
+            how: see `DrawingOptions`.
 
         Raises:
             ConfigError: a batch does not fit into memory, or options that describe no way to draw.
+            ShapeError: a size that a diffusion model of pixels cannot draw.
         """
         options = DrawingOptions(**how)
         if isinstance(self.model, ImageDenoiser):
-            return plan_pictures(self, n, options, options.size or (self.image_size, self.image_size))[1]
+            size, networks = (
+                options.size or (self.image_size, self.image_size),
+                networks_of(self, options, is_plan=True),
+            )
+            return plan_pictures(self, networks, n, options, size, is_filling=is_filling)
         return plan_drawing(self, n, options)[1]
 
     def complete(
@@ -275,9 +289,9 @@ class System:
         """
         need_no_source(self, "complete")
         options = self._options_of_pictures(n, how)
-        pixels = self.to_tensor(images)
+        pixels = self.to_tensor(images).cpu()  # as masks and results are
         _, height, width = self.image_shape
-        mask = parse_known(known, height, width) if isinstance(known, str) else to_mask(known)
+        mask = parse_known(known, height, width) if isinstance(known, str) else to_mask(known).cpu()
         if isinstance(self.codec, CodeCodec):
             scale = options.guidance_scale
             need_options(self, options)
@@ -446,7 +460,7 @@ class System:
         if not self.is_diffusion:
             raise ConfigError("vary undoes noise, which only a diffusion model does. Use complete, or another model.")
         options = self._options_of_pictures(n, how)
-        pixels = self.to_tensor(images)
+        pixels = self.to_tensor(images).cpu()  # as results are
         if isinstance(self.model, ImageDenoiser):
             one_by_one = replace(options, on_images=in_rows(options.on_images, n))
             result = vary_pictures(self, pixels, n, label, text, one_by_one, strength=strength)
@@ -533,8 +547,16 @@ class System:
 
         Returns:
             uint8 [B, n, 3, H, W].
+
+        Raises:
+            ConfigError: there are no sources, the model is a cascade, or what `transform` refuses.
         """
-        assert cond.source is not None, "there is something to draw from"
+        if cond.source is None:
+            raise ConfigError("cond has no source: there is nothing to draw from. Give sources, or use sample.")
+        if self.upscalers:
+            raise ConfigError(
+                "draw_from draws from sources of one model's size, and this is a cascade. Use upscale, restore or transform."
+            )
         options = self._options_of_pictures(n, how)
         if isinstance(self.model, ImageDenoiser):
             return draw_from_sources(self, cond, n, options)
@@ -581,7 +603,14 @@ class System:
         conds = conds_of_stages(self, given, captions, len(images))
         return image_nats(self, self.to_tensor(images), conds, levels=levels)
 
-    def bits_per_dim(self, images: Images, *, label: Label | Sequence[Label] = None, batch_size: int = 32) -> Tensor:
+    def bits_per_dim(
+        self,
+        images: Images,
+        *,
+        label: Label | Sequence[Label] = None,
+        text: Text | Sequence[Text] = None,
+        batch_size: int = 32,
+    ) -> Tensor:
         """Bits per dimension of each image, float64 [B]: of the pixels that are not known, given the source.
 
         They are exact, or of a diffusion model an estimate of an upper bound. The sources of a model with a task are made from
@@ -590,21 +619,31 @@ class System:
         Args:
             images: Pillow images, or uint8 [B, 3, H, W] at the model's size.
             label: as in `sample`, but a model with classes needs it.
+            text: captions of the images, for all or one for each; None as in `sample`: the learned null, where there is one.
             batch_size: images scored at a time.
 
         Raises:
-            ConfigError: an unknown or missing label.
+            ConfigError: an unknown or missing label, a text for a model without captions, a model over codes, or a cascade that
+                begins from source images.
             ShapeError: images of another shape.
         """
         pixels = self.to_tensor(images)
         if self.model.num_classes and label is None:
             known = did_you_mean("", self.class_names)
             raise ConfigError(f"label is missing: the likelihood of this model depends on it.{known}")
-        cond, bits = cond_of(self, label, len(pixels), 0), []
+        if isinstance(self.model, ImageDenoiser):
+            need_no_first_source(self)
+            conds = [each.cond for each in told_of(self, label, text, len(pixels), DrawingOptions())]
+        else:
+            conds = [cond_of(self, label, len(pixels), 0, text=text)]
+        bits = []
         for rows in batches_of(len(pixels), batch_size):
-            batch = Batch(pixels[rows], cond.rows(rows))
-            batch = self.with_source(batch, first=rows.start, purpose="held-out source", seed=0)
-            nats = self.image_nats(batch.images, batch.cond)
+            first, *others = (cond.rows(rows) for cond in conds)
+            batch = self.with_source(Batch(pixels[rows], first), first=rows.start, purpose="held-out source", seed=0)
+            if isinstance(self.model, ImageDenoiser):
+                nats = image_nats(self, batch.images, [batch.cond, *others], levels=LEVELS)
+            else:
+                nats = self.image_nats(batch.images, batch.cond)
             bits.append(bits_per_dim(nats, num_dims(batch)))
         return torch.cat(bits)
 
@@ -743,7 +782,8 @@ class System:
         Args:
             cond: of `count` images.
             text: for all, or one for each. None: the image's condition is hidden, where the model has learned that
-                (`has_null`) and is given nothing else, such as a class; otherwise it is an empty text, as "" always is.
+                (`has_null`) and is given nothing else, such as a class, or over codes a source; otherwise it is an empty
+                text, as "" always is.
             count: number of images.
 
         Raises:

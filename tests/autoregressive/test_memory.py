@@ -133,6 +133,7 @@ def test_a_plan_reads_as_two_lines() -> None:
         "1,010 images of 3,072 positions, 4 at a time in 253 batches",
         "memory: 12.0 MiB for a batch (3.0 MiB an image), 2.5 MiB of weights, 1,024.0 MiB free",
     ]
+    assert str(DrawingPlan(1, 1, 5, 1, 1, 1, unit="passes")).startswith("1 image of 5 passes, 1 at a time in 1 batch\n")
 
 
 @pytest.fixture

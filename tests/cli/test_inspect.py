@@ -84,3 +84,30 @@ def test_what_cannot_be_inspected_is_named(
     write_png(tmp_path / "plain.png", torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert main(["inspect", *tokens]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_of_a_cascade_only_what_differs_from_the_base_is_shown_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"system": "toy", "text": {"length": 8}, "model": {"width": 8, "depth": 2}, "data": {"image_size": 4}}
+    larger = {"system": "toy", "task": {"factor": 2}, "model": {"width": 8, "depth": 3}, "data": {"image_size": 8}}
+    config = CONFIG | {
+        "recipe": recipe,
+        "image_shape": [3, 4, 4],
+        "upscalers": [{"recipe": larger, "image_shape": [3, 8, 8], "steps": 5}],
+    }
+    save_model_folder(tmp_path / "model", config=config, state=STATE, card="")
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("recipe of stage 1:")
+    assert lines[first + 1 :] == [
+        "  text.length = 8",
+        "  model.width = 8",
+        "  model.depth = 2",
+        "  data.image_size = 4",
+        "recipe of stage 2, only what differs from stage 1 (null: not there):",
+        "  upscaler_1.text.length = null",
+        "  upscaler_1.model.depth = 3",
+        "  upscaler_1.data.image_size = 8",
+        "  upscaler_1.task.factor = 2",
+    ]

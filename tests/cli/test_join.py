@@ -63,3 +63,9 @@ def test_a_folder_that_exists_is_left_as_it_is(models: Path, capsys: pytest.Capt
     assert run("join", models / "base", models / "upscaler", "--out", models / "larger") == 2
     assert f"--out {models / 'larger'} exists already" in capsys.readouterr().err
     assert (models / "larger" / "config.json").read_bytes() == before
+
+
+def test_a_base_alone_is_refused(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("join", models / "base", "--out", tmp_path / "out") == 2
+    said = f"error: join needs a base and at least one upscaler, and {models / 'base'} stands alone. Give: rasterformer join "
+    assert capsys.readouterr().err.startswith(said) and not (tmp_path / "out").exists()

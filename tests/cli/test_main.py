@@ -1,10 +1,14 @@
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from rasterformer import __version__
 from rasterformer.cli.main import COMMANDS, app, main
+from rasterformer.data.png import write_png
 from rasterformer.errors import ConfigError
 
 
@@ -59,6 +63,40 @@ def test_debug_anywhere_shows_the_traceback(tokens: list[str], capsys: pytest.Ca
 def test_interrupt_says_so_and_is_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fail", "interrupt"]) == 130
     assert capsys.readouterr().err.endswith("stopped\n")
+
+
+class StoppedAt(io.StringIO):
+    """A terminal at which the user presses Ctrl-C as soon as it shows some words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def write(self, text: str) -> int:
+        if self.words in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("parameters", "stopped: nothing was kept yet: start again without --resume\n"),
+        ("held-out images", "go on with --resume\n"),
+    ],
+)
+def test_a_training_that_is_stopped_says_whether_it_can_be_resumed(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", StoppedAt(words))
+    for k in range(4):
+        write_png(tmp_path / "images" / f"{k}.png", torch.full((3, 8, 8), 60 * k, dtype=torch.uint8))
+    run = ["train", "tiny", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "run"), "--training.steps", "1"]
+    assert main(run) == 130
+    assert capsys.readouterr().err.endswith(said)
+    monkeypatch.setattr(sys, "stdout", StoppedAt("now:"))
+    again = [*run, "--resume"] if (tmp_path / "run" / "recipe.yaml").is_file() else run
+    assert main(again) == 130 and (tmp_path / "run" / "model").is_dir()
 
 
 @pytest.mark.filterwarnings("default:something is odd")

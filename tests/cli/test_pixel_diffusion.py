@@ -38,7 +38,7 @@ TEXT = TextConfig("bytes", dim=8, length=16)
 BASE = Config(
     width=8, multipliers=(1, 1), res_blocks=(1, 1), attention_levels=(1,), norm_groups=4, head_dim=8, text_width=8
 )
-UPSCALER = replace(BASE, denoiser="efficient_unet", source_noise=1.0)
+UPSCALER = replace(BASE, denoiser="efficient_unet", source_noise=1.0, attention_levels=Config().attention_levels)
 Fails = Callable[..., str]
 
 
@@ -56,7 +56,10 @@ def make(config: Config, side: int, *, text: TextConfig | None = TEXT, task: Tas
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`base`, `never` (not to be guided), `plain` (without captions), `colourise`, `upscaler`, `cascade`, and `tiny`: symbols."""
+    """`base`, `never` (not to be guided), `plain` (without captions), `colourise`, `upscaler`, `cascade`.
+
+    And of symbols `tiny` and, of super-resolution, `symbols`.
+    """
     folder = tmp_path_factory.mktemp("models")
     base, upscaler = make(BASE, SIDE), make(UPSCALER, LARGE, task=SuperResolution(LARGE // SIDE))
     base.save(folder / "base")
@@ -66,6 +69,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make(BASE, SIDE, text=None).save(folder / "plain")
     make(BASE, SIDE, text=None, task=Colourise()).save(folder / "colourise")
     System.create(load_recipe("tiny", [("data.image_size", "4"), ("model.norm_position", "pre")])).save(folder / "tiny")
+    symbols = [("data.image_size", "4"), ("model.norm_position", "pre"), ("model.encoder_depth", "1")]
+    task = [("task.name", "super_resolution"), ("task.factor", "2")]
+    System.create(load_recipe("tiny", [*symbols, *task])).save(folder / "symbols")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -315,9 +321,9 @@ def test_complete_draws_what_the_library_draws(
     words = ["--known", "rows:5", *GUIDED, "--resamplings", 2, "-n", 2, "--batch-size", 1]
     assert run("complete", models["cascade"], *files, *words, "--dry-run", "--out", out) == 0
     said = capsys.readouterr().out
-    assert (
-        said.startswith("for each of 2 pictures: 2 images of 6 passes, 1 at a time in 2 batches\n") and "time: " in said
-    )
+    assert said.startswith("4 images of 6 passes, 1 at a time in 4 batches\n") and "time: " in said
+    assert run("complete", models["cascade"], *files, *words[:-2], "--dry-run", "--out", out) == 0
+    assert capsys.readouterr().out.startswith("4 images of 6 passes, 4 at a time in 1 batch\n"), "as they are drawn"
     assert not out.exists()
     assert run("complete", models["cascade"], *files, *words, "--out", out) == 0
     expected = rasterformer.load(models["cascade"]).complete(
@@ -470,6 +476,16 @@ def test_upscale_reduces_originals_itself(models: dict[str, Path], tmp_path: Pat
         ("complete", "upscaler", (16, 16), ["--dry-run"], "complete draws images from nothing"),
         ("complete", "base", (8, 8), ["--known", "rows:8"], "says that every pixel is known"),
         ("colourise", "colourise", (8, 8), ["--negative", "a"], "negative = 'a' is a text"),
+        ("colourise", "colourise", (8, 8), ["--steps", 0, "--dry-run"], "steps = 0 is too few"),
+        ("vary", "colourise", (8, 8), ["--dry-run"], "vary needs a model that makes images from nothing"),
+        (
+            "upscale",
+            "upscaler",
+            (9, 10),
+            ["--no-tile", "--dry-run"],
+            "a source of 9x10 pixels is larger than the model's 8x8",
+        ),
+        ("upscale", "symbols", (2, 2), ["--dry-run"], "--dry-run of upscale is for diffusion models of pixels"),
     ],
 )
 def test_what_cannot_be_drawn_from_pictures_is_refused(
@@ -485,6 +501,49 @@ def test_what_cannot_be_drawn_from_pictures_is_refused(
     mask = picture(tmp_path / "mask.png")
     words = [mask if word == "MASK" else word for word in words]
     assert message in fails(command, models[name], picture(tmp_path / "a.png", *size), *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "words", "plans"),
+    [
+        ("upscale", "upscaler", [], ["4 images of 3 passes, 4 at a time", "2 images of 3 passes, 2 at a time"]),
+        ("upscale", "cascade", [], ["4 images of 3 passes, 4 at a time", "2 images of 3 passes, 2 at a time"]),
+        (
+            "restore",
+            "base",
+            ["--rectangle", 0, 0, 2, 2, "--resamplings", 2],
+            ["4 images of 5 passes, 4 at a time", "2 images of 5 passes, 2 at a time"],
+        ),
+        ("vary", "base", [], ["6 images of 3 passes, 6 at a time"]),
+        ("colourise", "colourise", [], ["4 images of 3 passes, 4 at a time", "2 images of 3 passes, 2 at a time"]),
+        (
+            "transform",
+            "colourise",
+            ["--batch-size", 1],
+            ["4 images of 3 passes, 1 at a time", "2 images of 3 passes, 1"],
+        ),
+    ],
+)
+def test_a_dry_run_from_pictures_says_memory_and_time_and_writes_nothing(
+    models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+    words: list[object],
+    plans: list[str],
+) -> None:
+    files = [picture(tmp_path / f"{k}.png", 8, width) for k, width in enumerate((8, 8, 13))]
+    before = sorted(tmp_path.iterdir())
+    assert (
+        run(command, models[name], *files, *words, "-n", 2, "--steps", 3, "--dry-run", "--out", tmp_path / "out") == 0
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert [line.startswith(plan) for line, plan in zip(said[::3], plans, strict=True)] == [True] * len(plans)
+    assert all(line.startswith("memory: ") for line in said[1::3])
+    assert all(line.startswith("time: about ") and " (measured: " in line for line in said[2::3])
+    assert all(line.endswith("a pass of upscaler 1)") == (name == "cascade") for line in said[2::3])
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_task_draws_by_options_of_diffusion(models: dict[str, Path], tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def names(folder: Path) -> list[str]:
         (["-n", "5", "--batch-size", "2"], "5 images of 64 positions, 2 at a time in 3 batches"),
         (["-n", "100"], "100 images of 64 positions, 64 at a time in 2 batches"),
         (["-n", "3", "--parallel"], "3 images of 64 positions, 1 at a time in 3 batches"),
-        (["-n", "3", "--precision", "bfloat16"], "3 images of 64 positions, 3 at a time in 1 batches"),
+        (["-n", "3", "--precision", "bfloat16"], "3 images of 64 positions, 3 at a time in 1 batch"),
     ],
 )
 def test_a_dry_run_of_sample_says_what_it_takes_and_writes_nothing(

@@ -222,7 +222,7 @@ UNET = {
     "norm_groups": 2,
     "head_dim": 8,
 }
-EFFICIENT = {**UNET, "denoiser": "efficient_unet"}
+EFFICIENT = {name: value for name, value in UNET.items() if name != "attention_levels"} | {"denoiser": "efficient_unet"}
 DIT = {"denoiser": "transformer", "width": 16, "depth": 2, "head_dim": 8, "mlp_width": 12}
 STATES, BYTES = TextConfig(dim=6, length=4), TextConfig("bytes", dim=6, length=4)
 DENOISERS: dict[str, dict[str, tuple[dict[str, Any], int, TextConfig | None, Task | None]]] = {

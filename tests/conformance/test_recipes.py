@@ -132,6 +132,11 @@ def test_shipped_denoiser_has_no_problems_and_builds(name: str) -> None:
     assert all(bool(weight.isfinite().all()) for weight in system.model.parameters())
 
 
+@pytest.mark.parametrize("name", DENOISERS)
+def test_shipped_denoiser_learns_from_pictures_reduced_as_the_sources_of_upscalers(name: str) -> None:
+    assert RECIPES[name].data.reduction == "area"
+
+
 @pytest.mark.parametrize("name", PAPER_BILLIONS)
 def test_the_papers_denoisers_have_as_many_parameters_as_stated(name: str) -> None:
     """Their number is a polynomial of degree two in the width: three small widths tell that of the paper's."""

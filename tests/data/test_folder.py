@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from rasterformer.data import open_images
+from rasterformer.data.scan import scan
+from rasterformer.data.source import passed_over
 from rasterformer.errors import DataError
 
 
@@ -55,7 +57,7 @@ def test_third_part_belongs_to_neither(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, ["train/1.png", "test/2.png", "val/3.png"])
     sets = {split: open_images(str(tmp_path), image_size=8, split=split) for split in ("train", "test", "all")}
     assert [len(images) for images in sets.values()] == [1, 1, 3]
-    assert sets["train"].split_origin.endswith("(1 images in neither)")
+    assert sets["train"].split_origin.endswith("(1 image in neither)")
 
 
 def test_metadata_jsonl_gives_labels_and_captions_and_chooses_the_images(tmp_path: Path, write_folder) -> None:
@@ -72,8 +74,61 @@ def test_metadata_jsonl_gives_labels_and_captions_and_chooses_the_images(tmp_pat
     assert images.captions == ("", "a wolf")
     assert images.skipped == (
         ("unlisted.png", "not listed in metadata.jsonl"),
-        ("../gone.png", "listed in metadata.jsonl, but no such image"),
+        ("../gone.png", "listed in metadata.jsonl, but missing"),
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            {"txt": "a cat"},
+            "has the columns file_name, txt; captions are read from text or caption. Did you mean 'text'?",
+        ),
+        ({"captions": "a cat"}, "file_name, captions; captions are read from text or caption. Did you mean 'caption'?"),
+        ({"prompt": "a cat", "label": 1}, "file_name, prompt, label; captions are read from text or caption."),
+    ],
+)
+def test_columns_that_nothing_reads_are_named_where_captions_are_missing(
+    tmp_path: Path, write_folder, rows: dict[str, object], said: str
+) -> None:
+    write_folder(tmp_path, ["a.png"])
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", **rows}))
+    with pytest.raises(DataError) as caught:
+        open_images(str(tmp_path), image_size=8).captions_of(torch.arange(0))
+    assert str(caught.value).endswith(f"metadata.jsonl {said}" if said.startswith("has") else said)
+    assert any(action.endswith(said) for action in scan(str(tmp_path)).actions)
+
+
+def test_other_columns_are_not_spoken_of_where_there_are_captions_or_all_are_read(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, ["a.png"])
+    for row in ({"text": "a cat", "licence": "free"}, {"label": "cat"}):
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", **row}))
+        assert open_images(str(tmp_path), image_size=8).caption_hint == ""
+        assert not any("columns" in action for action in scan(str(tmp_path)).actions)
+
+
+def test_one_listed_image_of_many_is_refused_with_what_the_list_leaves_out(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "gone.png"}\n')
+    with pytest.raises(DataError) as caught:
+        open_images(str(tmp_path), image_size=8, split="train")
+    assert str(caught.value).endswith(
+        "one image cannot be divided into train and test. Of 4 only 1 is used: 2 not listed in metadata.jsonl (first b.png); "
+        "1 listed in metadata.jsonl, but missing (first gone.png)."
+    )
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.png"}\n')
+    with pytest.raises(
+        DataError, match=r"no image in it that can be used: 3 not listed in metadata.jsonl \(first a.png\); 1 "
+    ):
+        open_images(str(tmp_path), image_size=8)
+
+
+def test_reasons_are_counted_and_the_rarest_are_summed() -> None:
+    reasons = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", "e"]
+    skipped = [(str(k), reason) for k, reason in enumerate(reasons)]
+    assert passed_over(skipped) == "4 a (first 0); 3 b (first 4); 2 c (first 7); 2 for other reasons"
+    assert passed_over(skipped[:1]) == "1 a (first 0)"
 
 
 def test_metadata_csv_in_the_folders_of_a_split(tmp_path: Path, write_folder) -> None:

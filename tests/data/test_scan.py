@@ -50,9 +50,9 @@ def test_actions_say_what_training_will_do(folder: Path) -> None:
     actions = "\n".join(scan(str(folder)).actions)
     for sentence in (
         "6 of 8 images will be used; the others are passed over.",
-        "1 images: transparency composited on white.",
+        "1 image: transparency composited on white.",
         "With data.image_size up to 8 all of them are used",
-        "1 images are copies of another one",
+        "1 image is a copy of another one",
         "2 classes are there",
         "The set has no split of its own",
     ):

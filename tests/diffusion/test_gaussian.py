@@ -58,6 +58,19 @@ def test_linear_is_near_a_thousand_steps_of_beta() -> None:
 
 
 @every_process
+def test_times_on_another_device_are_used_without_being_read(name: str) -> None:
+    """A GPU would have to finish all its work first. The meta device has no numbers to be read at all."""
+    process, there = PROCESSES[name], torch.empty(2, device="meta")
+    x = torch.empty(2, 3, 2, 4, device="meta")
+    for level in (process.log_snr(there), process.alpha(there), process.sigma(there)):
+        assert level.device.type == "meta" and level.shape == (2,)
+    assert process.diffuse(x, there, x).shape == x.shape
+    assert process.posterior(x, x, there, there)[0].shape == x.shape and process.transition(there, there)[0].shape == (
+        2,
+    )
+
+
+@every_process
 def test_snr_falls_strictly_to_both_ends_and_is_finite_there(name: str) -> None:
     process = PROCESSES[name]
     for count, dtype in ((100_001, F64), (2001, torch.float32)):

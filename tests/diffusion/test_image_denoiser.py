@@ -153,6 +153,25 @@ def test_rescaling_brings_back_the_deviation_of_the_output_with_the_condition() 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_source_is_encoded_once_for_all_steps(scale: float) -> None:
+    model = make(SOURCE, source_enters="both")
+    assert model.encoder is not None
+    asked: list[int] = []
+    model.encoder.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
+    cond = replace(text_of(3), source=torch.arange(COUNT * 48).view(COUNT, 3, SIDE, SIDE).to(torch.uint8))
+    seen = model.see(cond, (SIDE, SIDE), level=None, rng=[torch.Generator() for _ in range(COUNT)])
+    assert seen is not None
+    predict = predictor(model, cond, seen, replace(PLAIN, guidance_scale=scale))
+    first, later = predict(Z, T), predict(Z, T / 2)
+    assert asked == [COUNT]
+    anew = predictor(model, cond, Seen(seen.image, None), replace(PLAIN, guidance_scale=scale))
+    torch.testing.assert_close(first, anew(Z, T), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(later, anew(Z, T / 2), rtol=1e-9, atol=1e-9)
+    assert asked[1:] == [COUNT if scale == 1.0 else 2 * COUNT] * 2
+
+
+@torch.no_grad()
 def test_guidance_by_nothing_is_refused() -> None:
     model = make(SOURCE, text=None)
     cond = Cond(source=torch.zeros(COUNT, 3, SIDE, SIDE, dtype=torch.uint8))
@@ -164,5 +183,7 @@ def test_rows_of_sources_keep_their_levels() -> None:
     seen = Seen(torch.arange(3).view(3, 1, 1, 1), torch.tensor([5.0, 6.0, 7.0]))
     rows = seen.rows(torch.tensor([2, 0, 2]))
     assert rows.image.flatten().tolist() == [2, 0, 2] and rows.log_snr is not None
-    assert rows.log_snr.tolist() == [7.0, 5.0, 7.0]
+    assert rows.log_snr.tolist() == [7.0, 5.0, 7.0] and rows.encoded is None
     assert Seen(seen.image, None).rows(slice(1)).log_snr is None
+    encoded = seen._replace(encoded=10 * seen.image).rows(torch.tensor([1, 2])).encoded
+    assert encoded is not None and encoded.flatten().tolist() == [10, 20]

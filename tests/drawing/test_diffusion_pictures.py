@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from rasterformer.drawing.diffusion_pictures import told_of
+from rasterformer.drawing.options import DrawingOptions
+from rasterformer.drawing.stages import Told
 from rasterformer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from rasterformer.interfaces import Cond
 from rasterformer.nn.live_memory import peak_bytes
 from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.system import System
 from rasterformer.systems.imagen.config import Config
+from rasterformer.systems.imagen.model import Imagen
 from rasterformer.tasks import Colourise, Inpaint, SuperResolution, Task
 
 BYTES, NOWHERE = TextConfig("bytes", dim=8, length=8), TextConfig("folder", "nowhere", dim=8, length=8)
@@ -286,6 +292,152 @@ def test_sources_of_the_models_size_are_drawn_from_with_all_that_is_told() -> No
     assert torch.equal(system.draw_from(cond.rows(slice(1)), n=1, seed=1, steps=2)[0, 0], plain[0, 0])
 
 
+def test_a_cascade_has_no_sources_of_one_size_to_draw_from() -> None:
+    system = make(task=SuperResolution(factor=2), upscaled=True)
+    with pytest.raises(ConfigError, match="this is a cascade. Use upscale"):
+        system.draw_from(Cond(source=random_images(1, 4, 4)), n=1)
+    with pytest.raises(ConfigError, match="cond has no source"):
+        make(task=SuperResolution(factor=2)).draw_from(Cond(), n=1)
+
+
+class Elsewhere(Tensor):
+    """Stands for images on a GPU: besides what it looks like, they must be asked for their copy on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func in (Tensor.cpu, Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.__len__), f"{func} on a GPU"  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunctionSubclass():
+            return args[0].as_subclass(Tensor) if func is Tensor.cpu else func(*args, **(kwargs or {}))
+
+
+def test_images_on_another_device_are_taken_to_where_results_are() -> None:
+    system, images = make(), random_images(1, 8, 8)
+    elsewhere = images.as_subclass(Elsewhere)
+    assert torch.equal(system.complete(elsewhere, **STEPS), system.complete(images, **STEPS))
+    assert torch.equal(system.vary(elsewhere, **STEPS), system.vary(images, **STEPS))
+
+
+# ---- what is checked and copied before
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "sample": lambda system, **how: system.sample(1, text="a", **how),
+    "complete": lambda system, **how: system.complete(random_images(1, 16, 16), text="a", **how),
+    "restore": lambda system, **how: system.restore(
+        random_images(2, 18, 18), known=[random_mask(18, 18)] * 2, text="a", **how
+    ),
+    "vary": lambda system, **how: system.vary(random_images(1, 16, 16), text="a", **how),
+    "upscale": lambda system, **how: system.upscale(random_images(1, 8, 8), text="a", **how),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_options_are_checked_before_a_text_encoder_is_loaded(call: str) -> None:
+    system = make(upscaled=True, text=NOWHERE, upscaler_text=NOWHERE)
+    for how, message in (
+        ({"steps": 0}, "steps = 0 is too few"),
+        ({"top_k": 3}, "top_k = 3 has no meaning here"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"precision": "float16"}, "precision = 'float16' is not known"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            CALLS[call](system, **how)
+    with pytest.raises(DataError, match="nowhere"):
+        CALLS[call](system)
+
+
+def test_networks_are_rounded_once_for_a_call_and_for_a_plan_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, made, rounded = make(upscaled=True), list[str](), Imagen.to_bfloat16
+
+    def counted(self: Imagen) -> Imagen:
+        made.append(next(self.parameters()).device.type)
+        return rounded(self)
+
+    monkeypatch.setattr(Imagen, "to_bfloat16", counted)
+    pictures = [Image.new("RGB", size) for size in ((16, 16), (20, 16), (16, 24))]  # none of them with another
+    masks = [random_mask(picture.height, picture.width) for picture in pictures]
+    system.restore(pictures, known=masks, precision="bfloat16", **STEPS)
+    assert made == ["cpu", "cpu"], "one for each stage"
+    made.clear()
+    half, full = (system.plan_sampling(3, precision=precision) for precision in ("bfloat16", "float32"))
+    assert made == ["meta", "meta"]
+    assert 2 * half.shared_bytes == full.shared_bytes and half.bytes_per_image < full.bytes_per_image
+
+
+# ---- classes of a cascade
+
+
+def class_cascade(*, text: TextConfig | None = None, **changes: Any) -> System:
+    """A base of five classes, perhaps with texts, and an upscaler of the classes alone."""
+    classes = tuple("abcde")
+    base = make(classes=classes, text=text)
+    upscaler = make(16, patch=4, source_noise=1.0, task=SuperResolution(factor=2), classes=classes, **changes)
+    return replace(base, upscalers=(upscaler,))
+
+
+def labels_and_hidden(told: list[Told]) -> list[tuple[list[int], list[bool]]]:
+    found = []
+    for one in told:
+        assert one.cond.label is not None
+        hidden = [False] * len(one.cond.label) if one.cond.dropped is None else one.cond.dropped.tolist()
+        found.append((one.cond.label.tolist(), hidden))
+    return found
+
+
+def test_an_upscaler_is_told_no_class_where_the_base_is_told_nothing() -> None:
+    told = told_of(class_cascade(text=BYTES), None, ["a", None, "b"], 3, DrawingOptions(), draws_class=True)
+    (classes, hidden), (others, others_hidden) = labels_and_hidden(told)
+    assert hidden == others_hidden == [False, True, False]
+    assert (classes[0], classes[2]) == (others[0], others[2]), "drawn for images that have a text"
+
+
+@pytest.mark.parametrize("draws_class", [True, False])
+def test_a_class_that_is_drawn_is_the_same_for_all_stages(draws_class: bool) -> None:
+    told = told_of(class_cascade(), None, None, 20, DrawingOptions(seed=4), first=7, draws_class=draws_class)
+    (classes, hidden), (others, others_hidden) = labels_and_hidden(told)
+    assert hidden == others_hidden == [not draws_class] * 20
+    if draws_class:
+        assert classes == others and len(set(classes)) == 5
+
+
+def test_a_class_that_is_given_is_told_to_all_stages() -> None:
+    told = told_of(class_cascade(text=BYTES), ["b", 4, None], ["x", None, None], 3, DrawingOptions())
+    (classes, hidden), (others, others_hidden) = labels_and_hidden(told)
+    assert classes[:2] == others[:2] == [1, 4] and hidden == others_hidden == [False, False, True]
+
+
+# ---- bits of images
+
+
+def test_bits_of_images_are_those_given_their_captions() -> None:
+    system = make(upscaled=True, text=BYTES, upscaler_text=BYTES)
+    images, texts = random_images(2, 16, 16), ["red", "a blue one"]
+    found = system.bits_per_dim(images, text=texts, batch_size=1)
+    nats = system.image_nats(images, captions=texts)
+    torch.testing.assert_close(found, nats / (3 * 16 * 16 * math.log(2)), rtol=1e-5, atol=0)
+    nothing, empty = system.bits_per_dim(images), system.bits_per_dim(images, text="")
+    assert torch.equal(nothing, system.bits_per_dim(images, text=[None, None]))
+    torch.testing.assert_close(
+        nothing, system.image_nats(images, captions=["", ""]) / (768 * math.log(2)), rtol=1e-5, atol=0
+    )
+    assert not torch.equal(nothing, empty) and not torch.equal(nothing, found)
+    with pytest.raises(ConfigError, match="text was given, but this model was trained without captions"):
+        make().bits_per_dim(random_images(1, 8, 8), text="red")
+    with pytest.raises(ConfigError, match="text has 3 entries for 2 images"):
+        system.bits_per_dim(images, text=["a", "b", "c"])
+
+
+def test_bits_of_a_cascade_that_begins_from_sources_are_refused() -> None:
+    system = make(task=SuperResolution(factor=2), upscaled=True)
+    with pytest.raises(ConfigError, match="this cascade begins from source images"):
+        system.bits_per_dim(random_images(1, 16, 16))
+
+
+def test_a_cascade_says_all_its_weights() -> None:
+    system = make(upscaled=True)
+    counts = [sum(weight.numel() for weight in stage.model.parameters()) for stage in (system, *system.upscalers)]
+    assert repr(system).startswith(f"System(imagen, 16x16, {sum(counts):,} parameters, ") and counts[1] > 0
+
+
 # ---- progress and memory
 
 
@@ -336,7 +488,7 @@ def test_memory_of_drawing_is_not_above_the_plans(maker: dict[str, Any], options
 
 def test_memory_of_filling_in_is_not_above_the_plans() -> None:
     system, images, mask = make(16), random_images(1, 16, 16), random_mask(16, 16)
-    one = system.plan_sampling(1, steps=3).bytes_per_image
+    one = system.plan_sampling(1, is_filling=True, steps=3).bytes_per_image
     held = peak_bytes(lambda: system.restore(images, known=mask, n=3, steps=3, batch_size=3, as_tensor=True))
     assert 0.3 * 3 * one < held <= 3 * one
 

@@ -185,9 +185,9 @@ def test_a_stage_draws_the_distribution_of_an_exact_denoiser(sampler: Sampler, s
     torch.testing.assert_close(covariance_of(pixels), COVARIANCE, rtol=0, atol=0.12 * 0.06)
 
 
-@pytest.mark.parametrize("source_noise", [None, 0.4])
+@pytest.mark.parametrize("source_noise", [None, 0.05])
 def test_a_cascade_draws_the_distribution_of_its_stages(source_noise: float | None) -> None:
-    """By the law of total variance, noise on sources included: t = 0.1 where nothing is said."""
+    """By the law of total variance, noise on sources included: t = 0.1 where nothing is said. It stays in -1..1."""
     base = system_of(4, Exact(4))
     system = replace(base, upscalers=(system_of(8, Exact(8, takes_source=True, source_noise=True), 2),))
     options = replace(RAW, steps=50, sampler="dpmpp_2m", source_noise=source_noise)
@@ -195,14 +195,11 @@ def test_a_cascade_draws_the_distribution_of_its_stages(source_noise: float | No
     pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)  # 12,288
     noise = math.expm1(1e-4 + 10 * (source_noise or 0.1) ** 2)  # sigma^2 / alpha^2 of the linear schedule
     expected = SHARE**2 * (COVARIANCE + noise * torch.eye(3)) + REST * torch.eye(3)
-    if source_noise is None:
-        torch.testing.assert_close(pixels.mean(0), SHARE * MEAN, rtol=0, atol=0.03)
-        torch.testing.assert_close(covariance_of(pixels), expected, rtol=0, atol=0.12 * float(expected.max()))
-        left, right = (to_pairs(images)[..., side] for side in (0, 1))  # of one pixel of the source
-        both = (left - left.mean(0)).T @ (right - right.mean(0)) / len(left)
-        torch.testing.assert_close(both, SHARE**2 * COVARIANCE, rtol=0, atol=0.15 * 0.06)
-    else:  # so much noise leaves -1..1
-        assert float(pixels.var(0).min()) > 0.4
+    torch.testing.assert_close(pixels.mean(0), SHARE * MEAN, rtol=0, atol=0.03)
+    torch.testing.assert_close(covariance_of(pixels), expected, rtol=0, atol=0.12 * float(expected.max()))
+    left, right = (to_pairs(images)[..., side] for side in (0, 1))  # of one pixel of the source
+    both = (left - left.mean(0)).T @ (right - right.mean(0)) / len(left)
+    torch.testing.assert_close(both, SHARE**2 * COVARIANCE, rtol=0, atol=0.15 * 0.06)
 
 
 def to_pairs(images: Tensor) -> Tensor:
@@ -427,7 +424,9 @@ def test_the_bound_belongs_to_the_image_and_adds_up_over_stages() -> None:
     conds = [Cond()] * 3
     nats = image_nats(system, images, conds, levels=2)
     sources = [model.sources[-1][0] for model in models_of(system)[1:]]
-    assert torch.equal(sources[0], reduce_area(reduce_area(images, 3), 2)) and torch.equal(sources[1], reduce_area(images, 3))
+    assert torch.equal(sources[0], reduce_area(reduce_area(images, 3), 2)) and torch.equal(
+        sources[1], reduce_area(images, 3)
+    )
     for k in range(3):
         alone = image_nats(system, images[k : k + 1], conds, levels=2)
         torch.testing.assert_close(alone, nats[k : k + 1], rtol=1e-5, atol=1e-3)

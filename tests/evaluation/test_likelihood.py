@@ -374,19 +374,28 @@ def test_an_image_of_which_all_is_known_has_no_bits_per_dim():
 def test_a_bound_is_the_sum_over_stages_and_says_from_what_it_is_estimated():
     report = evaluate(TwoStages(), image_set(random_images(5)), batch_size=2)
     assert report.bits_per_dim == pytest.approx((12 + 3 * 48) / 48)
-    assert [(one.image_size, one.bits_per_dim) for one in report.stages] == [
-        (2, pytest.approx(0.25)),
-        (4, pytest.approx(3)),
+    assert [(one.image_size, one.bits_per_dim, one.own_bits_per_dim) for one in report.stages] == [
+        (2, pytest.approx(0.25), pytest.approx(1)),  # 12 bits: of the 48 dimensions of a 4x4 image, and of its own 12
+        (4, pytest.approx(3), pytest.approx(3)),
     ]
     assert (report.bound, report.levels, report.per_channel, report.given) == ("upper", 7, None, ())
     said = printed(report)
     assert "7 levels of noise, drawn for each image and stage, without guidance" in said
     assert "2x2 0.2500  4x4 3.0000  (bits/dim of the 4x4 image; each stage is given the true image before it)" in said
+    assert "2x2 1.0000  4x4 3.0000  (bits/dim of its own image)" in said
     assert "over images and the noise drawn for them" in said and "per channel" not in said
     written = json.loads(json.dumps(report.to_dict()))
     assert [one["image_size"] for one in written["stages"]] == [2, 4]
     assert written["interval_method"] == "normal approximation on the mean over images and the noise drawn for them"
     assert written["likelihood_of"] == "pixels, upper bound, estimated, on the negative log-likelihood"
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(7.99, False), (8.01, True)])
+def test_a_model_worse_than_stored_pixels_is_said_to_be(bits: float, warned: bool):
+    nats = torch.full((2,), bits * 48 * math.log(2), dtype=torch.float64)
+    report = likelihood_report(nats, image_set(random_images(2)), num_dims=48, model="m", dtype="float32", seconds=1.0)
+    said = "Worse than storing the pixels as they are (8 bits/dim): hardly trained."
+    assert (said in report.warnings) is warned
 
 
 def test_captions_of_the_images_reach_a_model_that_takes_them_and_no_other():

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from rasterformer.errors import ConfigError, ShapeError
-from rasterformer.nn.denoiser_inputs import AttentionPooling, DenoiserInputs, NullToken, NumberEmbedding, Tokens, Told
+from rasterformer.nn.denoiser_inputs import (
+    AttentionPooling,
+    DenoiserInputs,
+    NetworkInputs,
+    NullToken,
+    NumberEmbedding,
+    Tokens,
+)
 
 F64 = torch.float64
 
@@ -87,7 +94,7 @@ def test_the_null_token_stands_before_all_others_and_alone_where_there_are_none(
 @pytest.mark.parametrize("enters", ["tokens", "pooled", "both"])
 def test_vector_is_silu_of_the_sum_of_what_is_said_and_holds_the_text_where_it_is_pooled(enters: str) -> None:
     inputs, given = make(text_enters=enters), arguments()
-    told: Told = inputs(**given)
+    told: NetworkInputs = inputs(**given)
     assert (told.tokens is not None) == (enters != "pooled")
     for image in range(2):
         total = inputs.noise(50 * given["log_snr"])[image] + inputs.image_noise(50 * given["image_log_snr"])[image]

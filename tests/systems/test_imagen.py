@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rasterformer.autoregressive.noise import image_generators
 from rasterformer.codecs.continuous import to_numbers
+from rasterformer.conditioning.resize import enlarge
 from rasterformer.diffusion.image_denoiser import Seen
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, SampleOptions
@@ -293,7 +294,7 @@ def test_levels_of_training_are_uniform_up_to_the_most(most: float) -> None:
 
 @torch.no_grad()
 def test_noise_on_a_source_is_its_formula_and_belongs_to_the_image() -> None:
-    model, source = noised(), random_images(side=4)
+    model, source = noised(), torch.randint(0, 256, (4, 3, 4, 6), generator=seeded(), dtype=torch.uint8)
     level = torch.tensor([0.0, 0.1, 0.5, 1.0])
     seen = model.see(Cond(source=source), (SIDE, 12), level=level, rng=image_generators(1, 4))
     clean = make(source=SMALLER).see(Cond(source=source), (SIDE, 12), level=None, rng=image_generators(1, 4))
@@ -312,9 +313,9 @@ def test_noise_on_a_source_is_its_formula_and_belongs_to_the_image() -> None:
 @torch.no_grad()
 def test_an_enlarged_source_has_no_steps() -> None:
     """A ramp stays one, with steps a quarter as high, and a flat colour stays flat, at a size that is not square."""
-    model = make(source=SMALLER)
+    model = make(source=SourceShape(3, SIDE // 4, False))
     ramp = (torch.arange(4) * 40 + 20).to(torch.uint8)
-    flat = torch.full((1, 3, 4, 4), 77, dtype=torch.uint8)
+    flat = torch.full((1, 3, 4, 2), 77, dtype=torch.uint8)
     across, down = ramp.expand(1, 3, 4, 4).contiguous(), ramp[:, None].expand(1, 3, 4, 4).contiguous()
     for source, side in ((across, 3), (down, 2)):
         seen = model.see(Cond(source=source), (16, 16), level=None, rng=[seeded()])
@@ -334,6 +335,71 @@ def test_a_masked_source_shows_what_is_known_and_where_that_is() -> None:
     assert torch.equal(seen.image[:, 3], known.float())
     shown = seen.image[:, :3].permute(0, 2, 3, 1)
     assert torch.equal(shown[known], to_numbers(images).permute(0, 2, 3, 1)[known]) and not shown[~known].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_noise_is_put_on_the_part_of_a_source_that_a_step_looks_at(schedule: Literal["cosine", "linear"]) -> None:
+    """The source enlarged and cropped, then as much noise as the part has pixels, from each image's own generator."""
+    model, source, part = noised(crop=4, schedule=schedule), random_images(6, 4), 4
+    model.loss(to_numbers(random_images(6)), Cond(source=source), rng=seeded(3))
+    rng = seeded(3)
+    level = torch.rand(6, generator=rng)
+    streams = image_generators(int(torch.randint(2**62, (), generator=rng)), 6)
+    rows, cols = (torch.randint(SIDE - part + 1, (6,), generator=rng).tolist() for _ in range(2))
+    clean, found = to_numbers(enlarge(source, 2, "bilinear")), asked_of(model).seen
+    assert found is not None and found.log_snr is not None and len(set(zip(rows, cols, strict=True))) > 3
+    for k, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        snr = 1 / math.expm1(1e-4 + 10 * float(level[k]) ** 2)
+        noise = torch.randn(3, part, part, generator=streams[k])
+        shown = clean[k, :, row : row + part, col : col + part]
+        expected = math.sqrt(snr / (1 + snr)) * shown + math.sqrt(1 / (1 + snr)) * noise
+        torch.testing.assert_close(found.image[k], expected, rtol=1e-4, atol=1e-4)
+        assert float(found.log_snr[k]) == pytest.approx(math.log(snr), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("shape", "given", "size", "wanted"),
+    [
+        (SMALLER, (8, 8), (8, 8), "2 times .* 4x4"),
+        (SMALLER, (4, 4), (8, 12), "2 times .* 4x6"),
+        (SMALLER, (4, 4), (16, 16), "2 times .* 8x8"),
+        (SMALLER, (4, 3), (8, 7), "2 times .* 4x3.5"),
+        (GREY, (4, 4), (8, 8), "1 times .* 8x8"),
+    ],
+    ids=str,
+)
+def test_a_source_of_another_size_is_refused(
+    shape: SourceShape, given: tuple[int, int], size: tuple[int, int], wanted: str
+) -> None:
+    """A model that enlarges and is given the image itself would be told all that it is to draw."""
+    model, cond = make(source=shape), Cond(source=torch.zeros(1, shape.channels, *given, dtype=torch.uint8))
+    sizes = rf"source is {given[0]}x{given[1]} pixels, and the image {size[0]}x{size[1]}\..*{wanted}\."
+    with pytest.raises(ShapeError, match=sizes):
+        model.see(cond, size, level=None, rng=[seeded()])
+    if size == (SIDE, SIDE):
+        with pytest.raises(ShapeError, match=sizes):
+            model.loss(torch.zeros(1, 3, *size), cond, rng=seeded())
+
+
+@torch.no_grad()
+def test_what_the_encoder_makes_of_a_source_is_made_once_and_is_what_a_pass_would_make() -> None:
+    model = make(config=replace(TINY, source_enters="both"), source=SMALLER)
+    cond = Cond(source=random_images(2, 4))
+    seen = model.see(cond, (SIDE, SIDE), level=None, rng=image_generators(0, 2))
+    assert seen is not None and seen.encoded is not None and model.encoder is not None
+    z, t = torch.randn(2, 3, SIDE, SIDE, generator=seeded(1)), torch.tensor([0.2, 0.7])
+    assert torch.equal(model(z, t, cond, seen), model(z, t, cond, Seen(seen.image, None)))
+    other = seen._replace(encoded=seen.encoded.flip(0))
+    assert float((model(z, t, cond, other) - model(z, t, cond, seen)).abs().max()) > 1e-4
+
+
+def test_the_encoder_of_sources_learns() -> None:
+    model = make(config=replace(TINY, source_enters="both"), source=SMALLER).train()
+    model.loss(to_numbers(random_images()), Cond(source=random_images(side=4)), rng=seeded()).total.backward()
+    assert model.encoder is not None
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.encoder.parameters())
 
 
 SOURCE = Cond(source=random_images(1, 4))

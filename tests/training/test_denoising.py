@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +20,48 @@ from torch import Tensor
 import rasterformer
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.conditioning.resize import reduce_area
+from rasterformer.conditioning.text_encoder import TextEncoder
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import sample_index
+from rasterformer.drawing import conditions
 from rasterformer.drawing.stages import image_nats
 from rasterformer.errors import DataError
 from rasterformer.interfaces import Cond
 from rasterformer.recipe import DataConfig, Recipe, TextConfig, TrainingConfig
 from rasterformer.system import System
 from rasterformer.systems.imagen.config import Config
+from rasterformer.systems.imagen.model import Imagen
 from rasterformer.tasks import Inpaint, SuperResolution, Task
+from rasterformer.training import denoising
+from rasterformer.training import run as run_module
 from rasterformer.training.denoising import LEVELS, DenoisingLearner
 from rasterformer.training.log import read_metrics
 from rasterformer.training.run import train_recipe
 
 SIDE, STEPS, BATCH = 8, 8, 4
-BYTES = TextConfig("bytes", dim=8, length=16)
+BYTES, STATES = TextConfig("bytes", dim=8, length=16), TextConfig("folder", "letters", dim=6, length=4)
 TINY = {"denoiser": "transformer", "width": 16, "depth": 1, "head_dim": 8, "mlp_width": 8, "text_width": 8}
 FIGURE = "held_out_bits_per_dim_upper_bound"
+
+
+class Letters(TextEncoder):
+    """In place of a frozen encoder: two states of a text, random but its own. Keeps what it was given."""
+
+    dim = 6
+    fingerprint = "letters"
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def encode(self, texts: Sequence[str], *, length: int = 64) -> tuple[Tensor, Tensor]:
+        self.read += texts
+        states = [
+            torch.randn(2, self.dim, generator=torch.Generator().manual_seed(stream_seed(0, text, 0))) for text in texts
+        ]
+        return torch.stack(states), torch.ones(len(texts), 2, dtype=torch.bool)
+
+    def to(self, device: str | torch.device) -> None:
+        assert torch.device(device).type in ("cpu", "cuda")
 
 
 def quiet(text: str) -> None:
@@ -118,6 +145,33 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights_and_figures(
     assert figures(folder) == figures(whole)
 
 
+def test_a_run_by_a_frozen_encoder_ends_the_same_when_its_captions_states_come_from_the_runs_files(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, encoders = recipe_of(pictures, text=STATES), list[Letters]()
+
+    def make_encoder(*named: str | None) -> Letters:
+        assert named == ("folder", "letters")
+        encoders.append(Letters())
+        return encoders[-1]
+
+    for module in (run_module, conditions):  # in place of reading a folder
+        monkeypatch.setattr(module, "load_text_encoder", make_encoder)
+
+    def stop_in_the_middle(text: str) -> None:
+        if text.startswith(f"step {STEPS // 2},"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train_recipe(recipe, tmp_path / "whole", say=quiet) is True
+    assert train_recipe(recipe, tmp_path / "run", say=stop_in_the_middle) is False
+    assert "a red square" in encoders[-1].read and list((tmp_path / "run" / "texts").glob("*.safetensors"))
+    assert train_recipe(recipe, tmp_path / "run", resume=True, say=quiet) is True
+    assert set(encoders[-1].read) <= {""}, "captions are read once"
+    found, expected = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
 def test_a_finished_model_draws_the_same_after_it_was_saved_and_loaded(
     finished: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
@@ -152,12 +206,25 @@ def image_set(count: int = 7, *, captions: bool = True, split: str = "train") ->
     )  # fmt: skip
 
 
-def learner_of(recipe: Recipe) -> DenoisingLearner:
+def learner_of(recipe: Recipe, *, train_set: ImageSet | None = None) -> DenoisingLearner:
     system = System.create(recipe)
     torch.manual_seed(1)
     for weight in system.model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    return DenoisingLearner(system, image_set(), image_set(5, split="test"), say=quiet)
+    return DenoisingLearner(system, train_set or image_set(), image_set(5, split="test"), say=quiet)
+
+
+def passes_of(learner: DenoisingLearner) -> list[int]:
+    """How many images its network is given in each pass from now on; those that only count memory aside."""
+    passes: list[int] = []
+
+    def remember(network: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not given[0].is_meta:
+            passes.append(len(given[0]))
+
+    assert isinstance(learner.system.model, Imagen)
+    learner.system.model.network.register_forward_pre_hook(remember)
+    return passes
 
 
 def test_every_image_of_a_step_has_its_own_caption_and_source_also_when_a_run_goes_on() -> None:
@@ -218,3 +285,69 @@ def test_other_captions_are_other_data() -> None:
     plain = learner_of(recipe_of(text=None)).data_fingerprint
     first, again = (learner_of(recipe_of()).data_fingerprint for _ in range(2))
     assert plain == "0" * 64 != first == again
+    others = replace(image_set(), captions=tuple(str(k) for k in reversed(range(7))))
+    assert first != learner_of(recipe_of(), train_set=others).data_fingerprint != plain
+
+
+def test_captions_are_read_before_the_first_batch_is_asked_for() -> None:
+    """The training minutes begin there."""
+    encoder = Letters()
+    system = System.create(recipe_of(text=STATES))
+    system.text_encoder = encoder
+    learner = DenoisingLearner(system, image_set(), image_set(5, split="test"), say=quiet)
+    before = set(encoder.read)
+    batches = learner.batches(0)
+    read = set(encoder.read)
+    assert not before & {"0", "6"} and read >= {str(k) for k in range(7)}
+    encoder.read.clear()
+    cond = next(batches).cond
+    assert cond.text is not None and cond.text.shape == (BATCH, 2, 6) and encoder.read == []
+
+
+@pytest.mark.parametrize("free", [0, 2.5, 9.0, 1e6])
+def test_what_is_measured_does_not_depend_on_the_free_memory_which_it_stays_in(
+    free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`free` counts forward passes of one image; half of it is used, and one image is measured in any case."""
+    learner = learner_of(recipe_of(task=Inpaint(), text=None))
+    model, at_once = learner.system.model, passes_of(learner)
+    assert isinstance(model, Imagen)
+    expected = learner.measure(model, None)[FIGURE]
+    assert set(at_once) == {5}
+    at_once.clear()
+    monkeypatch.setattr(denoising, "available_bytes", lambda device: int(free * model.state_bytes(1)))
+    assert learner.measure(model, None)[FIGURE] == pytest.approx(expected, rel=1e-5)
+    assert max(at_once) == min(5, max(1, int(free / 2)))
+
+
+# ---- what a dry run says
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_dry_run_times_one_part_and_leaves_no_gradients(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of()
+    learner = learner_of(replace(recipe, training=replace(recipe.training, accumulation_steps=parts)))
+    model, seen = learner.system.model, passes_of(learner)
+    now = iter([0.0, 5.0, 10.0, 12.0])  # the first run sets things up; the second one takes two seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    said = learner.cost()
+    assert seen == [BATCH // parts] * 2
+    assert all(weight.grad is None for weight in model.parameters())
+    assert f"about {2 * parts:.2f} s of gradients" in said and f"at most {1800 // parts:,} steps an hour" in said
+    assert said.startswith("a step of 4 images:" if parts == 1 else "a step of 4 images, 2 at a time:")
+
+
+def test_a_dry_run_does_not_run_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of(recipe_of())
+    model, seen = learner.system.model, passes_of(learner)
+    assert isinstance(model, Imagen)
+    weights = 4 * sum(weight.numel() for weight in model.parameters())
+    needed = model.step_bytes(BATCH) + 4 * weights
+    monkeypatch.setattr(model, "step_bytes", lambda count: needed - 4 * weights)
+    monkeypatch.setattr(denoising, "available_bytes", lambda device: needed)
+    assert "steps an hour" in learner.cost() and len(seen) == 2
+    monkeypatch.setattr(denoising, "available_bytes", lambda device: needed - 1)
+    said = learner.cost()
+    assert len(seen) == 2 and "steps an hour" not in said
+    counted, free = ((needed - 4 * weights) / 2**20, (needed - 1) / 2**20)
+    assert f"about {counted:,.0f} MiB" in said and f"does not fit into the {free:,.0f} MiB that are free" in said

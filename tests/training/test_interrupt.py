@@ -3,10 +3,11 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
-from rasterformer.training.interrupt import StopSignals
+from rasterformer.training.interrupt import StopSignals, saying_what_is_kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -38,3 +39,17 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     thread.start()
     thread.join()
     assert seen == [before, None]
+
+
+@pytest.mark.parametrize("stage", ["", "base"])
+def test_a_stop_says_whether_there_is_something_to_resume(tmp_path: Path, stage: str) -> None:
+    """Of a run, and of a pipeline, whose runs are one folder below."""
+    with pytest.raises(KeyboardInterrupt, match="^nothing was kept yet: start again without --resume$"):
+        with saying_what_is_kept(tmp_path / "run"):
+            raise KeyboardInterrupt
+    place = tmp_path / "run" / stage
+    place.mkdir(parents=True)
+    (place / "recipe.yaml").touch()
+    with pytest.raises(KeyboardInterrupt, match=f"^what was saved is kept in {tmp_path / 'run'}: go on with --resume$"):
+        with saying_what_is_kept(tmp_path / "run"):
+            raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """A pipeline with a condition, from a folder of pictures to a model that draws along edges; stopping in between, going on."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +173,31 @@ def test_resuming_leaves_finished_stages_as_they_are(
         assert path.read_bytes() == content and path.stat().st_mtime_ns == times[path]
 
 
-@pytest.mark.parametrize("option", [["--dry-run"], ["--init", "runs/other"]])
-def test_options_of_single_recipes_are_refused(
-    option: list[str], pipeline_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_weights_to_begin_with_are_refused(
+    pipeline_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(pipeline_file), "--out", str(tmp_path / "run"), *option]) == 2
-    assert "is a pipeline: --init and --dry-run are for the recipes of its stages" in capsys.readouterr().err
+    assert main(["train", str(pipeline_file), "--out", str(tmp_path / "run"), "--init", "runs/other"]) == 2
+    assert "is a pipeline: --init is for the recipes of its stages" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_builds_the_tokenizers_and_says_what_the_prior_waits_for(
+    pipeline_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    folder = tmp_path / "run"
+    assert train_pipeline(filled(pipeline_file, pictures, folder), folder, dry_run=True, say=said.append) is True
+    made = [line for line in said if "was not made" in line]
+    assert made == [f"dry run: {folder / stage} was not made" for stage in ("tokenizer", "condition_tokenizer")]
+    assert said[-1].startswith("its images fit; its network is built on the codes of tokenizer and condition_tokenizer")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_builds_the_prior_where_its_tokenizers_are(
+    finished: tuple[Path, list[str]], pipeline_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "run", list[str]()
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "prior")
+    assert train_pipeline(filled(pipeline_file, pictures, folder), folder, resume=True, dry_run=True, say=said.append)
+    assert said[-1] == f"dry run: {folder / 'prior'} was not made" and not (folder / "prior").exists()

@@ -20,12 +20,15 @@ from rasterformer.cli.main import main
 from rasterformer.conditioning.text_encoder import TextEncoder, check_texts
 from rasterformer.conditioning.text_folder import FolderEncoder
 from rasterformer.data.png import read_png_metadata
-from rasterformer.errors import ConfigError, DataError
+from rasterformer.errors import CheckpointError, ConfigError, DataError
 from rasterformer.manifest import MANIFEST
 from rasterformer.pipeline_file import Pipeline, load_pipeline, with_data
+from rasterformer.recipe_images import open_recipe_images
+from rasterformer.system import System
 from rasterformer.training.captions import TEXTS_FOLDER
 from rasterformer.training.log import read_metrics
 from rasterformer.training.pipeline import train_pipeline
+from rasterformer.training.run import train_recipe
 
 STEPS, HALF = 4, 2
 SHORT = {"steps": STEPS, "batch_size": 2, "eval_every": HALF, "save_every": HALF, "eval_images": 2, "log_every": 1}
@@ -191,6 +194,67 @@ def test_captions_that_the_upscaler_will_miss_are_said_before_the_base_begins(pi
     with pytest.raises(DataError, match="has no captions"):
         train_pipeline(pipeline, tmp_path / "run", say=quiet)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_base_learns_to_draw_what_the_upscaler_learns_to_enlarge(pictures: Path, tmp_path: Path) -> None:
+    """Pixel for pixel, where pictures are as large as the upscaler's."""
+    stages = short(pictures, tmp_path / "run").stages
+    index = torch.arange(COUNT - HELD_OUT)
+    small, large = (open_recipe_images(recipe, "train").batch(index, use_labels=False) for recipe in stages.values())
+    upscaler = System.create(stages["upscaler"])
+    source = upscaler.with_source(large, first=0, purpose="training source", seed=0).cond.source
+    assert source is not None and small.images.shape[2:] == (8, 8) and torch.equal(source, small.images)
+
+
+def test_a_dry_run_says_what_every_stage_takes_and_makes_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    folder = tmp_path / "run"
+    assert train_pipeline(short(pictures, folder), folder, dry_run=True, say=said.append) is True
+    for number, stage in enumerate(("base", "upscaler"), start=1):
+        (start,) = (k for k, line in enumerate(said) if f"stage {number} of 2: {stage}, in {folder / stage}" in line)
+        assert any("parameters" in line for line in said[start:])
+        assert f"dry run: {folder / stage} was not made" in said[start:]
+    assert len([line for line in said if line.startswith("a step of")]) == 2
+    assert list(tmp_path.iterdir()) == []
+    words = ["train", "imagen-pipeline-tiny", "--data", pictures, "--out", folder, "--dry-run"]
+    assert main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out.count("was not made") == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_a_training_refuses(
+    finished: tuple[Path, list[str]], pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="already holds runs"):
+        train_pipeline(short(pictures, finished[0]), finished[0], dry_run=True, say=quiet)
+    with pytest.raises(DataError, match="has no classes"):
+        fields = {"base__data__use_labels": "true"}
+        train_pipeline(short(pictures, tmp_path / "run", **fields), tmp_path / "run", dry_run=True, say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_finished_cascade_leaves_it_as_it_is(finished: tuple[Path, list[str]], pictures: Path) -> None:
+    folder, said = finished[0], list[str]()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert train_pipeline(short(pictures, folder), folder, resume=True, dry_run=True, say=said.append) is True
+    assert said.count("it has ended before") == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_stage_is_not_resumed_with_other_captions_and_the_message_says_so(pictures: Path, tmp_path: Path) -> None:
+    own, folder = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(pictures, own)
+    recipe = short(own, folder).stages["base"]
+
+    def stop(text: str) -> None:
+        if text.startswith(f"step {HALF},"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train_recipe(recipe, folder, say=stop) is False
+    (own / "train" / "3.txt").write_text("a green picture", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"\(names, sizes or pixels differ, or captions do\)"):
+        train_recipe(recipe, folder, resume=True, say=quiet)
 
 
 class Counting(TextEncoder):

@@ -62,8 +62,8 @@ class DrawingPlan:
     def __str__(self) -> str:
         batches = -(-self.num_images // self.batch_size)
         return (
-            f"{self.num_images:,} images of {self.positions:,} {self.unit}, {self.batch_size:,} at a time in {batches:,} "
-            "batches\n"
+            f"{self.num_images:,} image{'s' if self.num_images > 1 else ''} of {self.positions:,} {self.unit}, "
+            f"{self.batch_size:,} at a time in {batches:,} batch{'es' if batches > 1 else ''}\n"
             f"memory: {_mebibytes(self.batch_size * self.bytes_per_image)} for a batch "
             f"({_mebibytes(self.bytes_per_image)} an image), {_mebibytes(self.shared_bytes)} of weights, "
             f"{_mebibytes(self.available_bytes)} free"

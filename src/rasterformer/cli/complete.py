@@ -105,11 +105,8 @@ def complete(
     mask = _read_mask(Path(known), size) if Path(known).is_file() else parse_known(known, size, size)
     if dry_run:
         if isinstance(system.model, ImageDenoiser):
-            count = len(images)
-            plan, seconds = time_drawing(
-                system, n, options, label=label, text=text, num_pictures=count, is_filling=True
-            )
-            print(f"{f'for each of {count} pictures: ' if count > 1 else ''}{plan}\ntime: {seconds}")
+            plan, seconds = time_drawing(system, n * len(images), options, label=label, text=text, is_filling=True)
+            print(f"{plan}\ntime: {seconds}")
         else:
             print(system.plan_sampling(len(images) * n * candidates, **how))
         return 0

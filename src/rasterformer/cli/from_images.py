@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Drawing:
             caption.
         text_folder: where the text encoder of the model's training lies now (text.encoder: folder). Default: where it lay then.
         crop: cut pictures, centred, to sides that are multiples of a few pixels, which models over codes need.
+        dry_run: of a diffusion model of pixels: say how much memory and time it takes, by timing a pass, and draw nothing.
     """
 
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 1
@@ -74,6 +76,7 @@ class Drawing:
     text: str | None = None
     text_folder: Path | None = None
     crop: Annotated[bool, Parameter(negative="")] = False
+    dry_run: Annotated[bool, Parameter(negative="")] = False
 
 
 def draw_from_images(
@@ -116,6 +119,7 @@ def draw_from_images(
     from rasterformer.drawing.code_images import source_multiple
     from rasterformer.drawing.options import DrawingOptions
     from rasterformer.drawing.stages import factors_of
+    from rasterformer.drawing.timing import time_from_pictures
     from rasterformer.interfaces import Batch, Cond
     from rasterformer.recipe_file import recipe_hash
     from rasterformer.tasks import Paired, task_name
@@ -147,6 +151,11 @@ def draw_from_images(
         raise ConfigError(
             "--crop is for models over codes, and this one draws pixels, of pictures with any sides. Leave it out."
         )
+    if drawing.dry_run and not isinstance(system.model, ImageDenoiser):
+        raise ConfigError(
+            f"--dry-run of {command} is for diffusion models of pixels, and {model} is none. Leave it out; sample and complete "
+            "have one for all models."
+        )
     files = find_pictures(images)
     assert system.task is not None, "refused above"
     labels = isinstance(system.task, Paired) and system.task.source_reduction == "nearest"
@@ -160,6 +169,15 @@ def draw_from_images(
         if not drawing.original and min(height, width) < side:
             whole = "source is" if extend is None else "with --extend it is"
             raise ShapeError(f"{path}: {whole} {width}x{height} pixels; this model needs at least {side}x{side}.")
+    if isinstance(system.model, ImageDenoiser) and not drawing.original and strength is None:
+        larger = [path for path, picture in zip(files, pictures, strict=True) if max(picture.shape[1:]) > side]
+        if larger:
+            print(
+                f"note: {larger[0]} is larger than the {side}x{side} pixels that this model was trained on. It is drawn at once, "
+                "and things in it may come out as what fills so small a picture. For such pictures train on parts of large ones "
+                "(model.crop), or cut them.",
+                file=sys.stderr,
+            )
     known: list[Tensor] | None = None
     if missing is not None and not drawing.original:
         known = [missing.known(picture.shape[1], picture.shape[2]) for picture in pictures]
@@ -212,6 +230,22 @@ def draw_from_images(
         "window_stride": drawing.window_stride,
         **asdict(denoising),
     }
+    if drawing.dry_run:
+        for plan, seconds in time_from_pictures(
+            system,
+            pictures,
+            drawing.n,
+            DrawingOptions(**how),
+            known=known,
+            strength=strength,
+            upscalers_alone=upscalers_alone,
+            label=drawing.label,
+            text=drawing.text,
+            tile=drawing.tile,
+            overlap=drawing.overlap,
+        ):
+            print(f"{plan}\ntime: {seconds}")
+        return 0
     is_filling = known is not None and system.is_diffusion
     about = {
         "kind": command,

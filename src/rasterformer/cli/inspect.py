@@ -83,7 +83,7 @@ def _print_folder(folder: Path) -> None:
         "system": recipe.get("system"),
         "image": (upscalers[-1] if upscalers else config).get("image_shape"),
         "steps": config.get("steps"),
-        "classes": ", ".join(config.get("class_names", [])) or config.get("num_classes"),
+        "classes": ", ".join(config.get("class_names", [])) or config.get("num_classes") or None,
     }
     counts = {}
     for name in sizes:
@@ -106,11 +106,26 @@ def _print_folder(folder: Path) -> None:
     for label, value in rows.items():
         if value is not None:
             print(f"  {label:20} {value}")
-    recipes = {"": recipe} | {f"upscaler_{k}.": part.get("recipe", {}) for k, part in enumerate(upscalers, start=1)}
-    for prefix, fields in recipes.items():
-        for section in ("task", "text", "model", "data", "training"):
-            for field, value in (fields.get(section) or {}).items():
-                print(f"  {prefix}{section}.{field} = {json.dumps(value)}")
+    fields = _fields(recipe)
+    if upscalers:
+        print("recipe of stage 1:")
+    for name, value in fields.items():
+        print(f"  {name} = {json.dumps(value)}")
+    for number, part in enumerate(upscalers, start=1):
+        print(f"recipe of stage {number + 1}, only what differs from stage 1 (null: not there):")
+        own = _fields(part.get("recipe", {}))
+        for name in {**fields, **own}:
+            if own.get(name) != fields.get(name):
+                print(f"  upscaler_{number}.{name} = {json.dumps(own.get(name))}")
+
+
+def _fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.field` -> value."""
+    return {
+        f"{section}.{field}": value
+        for section in ("task", "text", "model", "data", "training")
+        for field, value in (recipe.get(section) or {}).items()
+    }
 
 
 def _stage(config: Mapping[str, Any], before: Mapping[str, Any] | None, count: int) -> str:

@@ -7,28 +7,34 @@ from pathlib import Path
 from rasterformer.errors import ConfigError
 
 
-def join(base: Path, upscaler: Path, *more: Path, out: Path) -> None:
+def join(base: Path, *upscalers: Path, out: Path) -> None:
     """Join models that were trained one by one to a cascade: each upscaler enlarges what the one before has drawn.
 
     The folder holds all of it: the ones that were joined may be removed.
 
     Args:
         base: run, model folder or checkpoint that draws the smallest images; or an upscaler, and then the cascade is one.
-        upscaler: one with the task super_resolution, of sources as large as those images.
-        more: upscalers of what it draws.
+        upscalers: one or more with the task super_resolution, the first of sources as large as those images, each other one of
+            sources as large as what the one before draws.
         out: the model folder to write.
 
     Raises:
-        ConfigError: the models do not fit one another, or OUT exists.
+        ConfigError: there is no upscaler, the models do not fit one another, or OUT exists. (Images that were reduced in other
+            ways are a warning.)
         CheckpointError: a model cannot be loaded, or OUT cannot be written.
     """
+    if not upscalers:
+        raise ConfigError(
+            f"join needs a base and at least one upscaler, and {base} stands alone. Give: rasterformer join {base} UPSCALER "
+            f"--out {out}."
+        )
     from rasterformer import cascade, load
     from rasterformer.drawing.stages import stages_of
     from rasterformer.training.system_learner import draw_more
 
     if out.exists():
         raise ConfigError(f"--out {out} exists already and is left as it is. Give another folder.")
-    joined = cascade.join(load(base), [load(place) for place in (upscaler, *more)])
+    joined = cascade.join(load(base), [load(place) for place in upscalers])
     joined.save(out)
     stages = stages_of(joined)
     sides = " -> ".join(f"{stage.recipe.data.image_size}x{stage.recipe.data.image_size}" for stage in stages)

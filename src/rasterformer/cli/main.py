@@ -80,8 +80,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            print(f"stopped: {stop}" if str(stop) else "stopped", file=sys.stderr)
             return 130
     return result if isinstance(result, int) else 0
 

@@ -58,8 +58,9 @@ def sample(
             --parallel may change some images.
         parallel: draw one image at a time, several positions per pass; the same images. Faster for a few images of a
             categorical model.
-        size: HEIGHTxWIDTH in pixels, such as 512x1024, for a model over codes, which draws larger images than it was trained on
-            by a sliding window, or a diffusion model of pixels, which draws them at once. Default: as trained.
+        size: HEIGHTxWIDTH in pixels, such as 512x1024, or one number for a square, for a model over codes, which draws larger
+            images than it was trained on by a sliding window, or a diffusion model of pixels, which draws them at once. Default:
+            as trained.
         guidance_scale: above 1 the class or text counts more; for models over codes and diffusion models trained with
             model.drop_condition_prob.
         window_stride: with --size, the window moves on by so many codes; more is faster. Default: 1, the paper's rule; of a
@@ -163,5 +164,5 @@ def sample(
         print(f"stopped: {finished} of {n} images are in {out}{others}")
         return 130
     write_grid()
-    print(f"{n} images in {out}, all together in {out / 'grid.png'}")
+    print(f"{n} image{'s' if n > 1 else ''} in {out}, all together in {out / 'grid.png'}")
     return 0

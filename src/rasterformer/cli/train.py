@@ -34,21 +34,24 @@ def train(
         out: run folder to make. Default: runs/RECIPE.
         resume: go on with the run in `out`.
         init: start from the weights of a trained model (fine-tuning): a run, model folder or checkpoint.
-        dry_run: check everything, say what would be done, and stop.
+        dry_run: check everything, say what would be done, and stop; of a pipeline, stage by stage.
     """
+    from rasterformer.training.interrupt import saying_what_is_kept
     from rasterformer.training.pipeline import train_pipeline
     from rasterformer.training.run import train_recipe
 
     folder = Path("runs") / Path(recipe).stem if out is None else out
     pipeline = load_pipeline(recipe, parse_overrides(overrides))
     if pipeline is not None:
-        if init is not None or dry_run:
-            raise ConfigError(f"{recipe} is a pipeline: --init and --dry-run are for the recipes of its stages.")
-        return 0 if train_pipeline(with_data(pipeline, data, folder), folder, resume=resume) else 130
+        if init is not None:
+            raise ConfigError(f"{recipe} is a pipeline: --init is for the recipes of its stages.")
+        filled_in = with_data(pipeline, data, folder)
+        with saying_what_is_kept(folder):
+            return 0 if train_pipeline(filled_in, folder, resume=resume, dry_run=dry_run) else 130
     filled = load_recipe(recipe, parse_overrides(overrides))
     if data is not None:
         filled = dataclasses.replace(filled, data=dataclasses.replace(filled.data, path=data))
     if resume and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; --init starts from others. Give one of them.")
-    ended = train_recipe(filled, folder, resume=resume, init=init, dry_run=dry_run)
-    return 0 if ended else 130
+    with saying_what_is_kept(folder):
+        return 0 if train_recipe(filled, folder, resume=resume, init=init, dry_run=dry_run) else 130

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from rasterformer.data.decode import SUFFIXES, decode_file
-from rasterformer.data.metadata import METADATA_NAMES, Note, read_caption, read_metadata
+from rasterformer.data.metadata import METADATA_NAMES, Note, read_caption, read_metadata, unread_columns
 from rasterformer.data.source import TEST_NAMES, Item, Source, name_classes
 from rasterformer.errors import DataError
 
@@ -48,7 +48,7 @@ def folder_source(root: Path) -> Source:
             if name not in notes:
                 found.skipped.append((name, f"not listed in {listed_in}"))
         present = set(names)
-        found.skipped += [(name, f"listed in {listed_in}, but no such image") for name in notes if name not in present]
+        found.skipped += [(name, f"listed in {listed_in}, but missing") for name in notes if name not in present]
         names = [name for name in names if name in notes]
 
     splits = _own_split(names)
@@ -94,6 +94,7 @@ def folder_source(root: Path) -> Source:
         split_origin=splits[0] if splits else None,
         skipped=tuple(found.skipped),
         other_files=tuple(found.other) + tuple(sorted(found.captions)),
+        caption_hint="" if any(item.caption for item in items) else unread_columns(notes.values(), listed_in),
     )
 
 

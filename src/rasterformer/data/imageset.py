@@ -34,6 +34,7 @@ class ImageSet:
         names: of the images, one each.
         sources: the partner of each image, for paired tasks. None: no second folder.
         empty_captions: how many images have a .txt for their caption that is empty.
+        caption_hint: why there are no captions though a metadata file is there, one sentence. "": nothing is known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ImageSet:
     names: tuple[str, ...]
     sources: ImageSet | None = None
     empty_captions: int = 0
+    caption_hint: str = ""
 
     def __len__(self) -> int:
         return self.num_images
@@ -123,6 +125,10 @@ class ImageSet:
         """
         if self.captions is None:
             empty, way_out = self.empty_captions, "or a `text` into metadata.jsonl; or leave the section out."
+            if self.caption_hint:
+                raise DataError(
+                    f"the recipe has a section text, but {self.name!r}, {self.split}, has no captions: {self.caption_hint}"
+                )
             raise DataError(
                 f"the recipe has a section text, but {self.name!r}, {self.split}, has no captions"
                 + (

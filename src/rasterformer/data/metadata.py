@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rasterformer.errors import DataError
+from rasterformer.errors import DataError, nearest
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+COLUMNS = ("file_name", "label", "text", "caption")
+CAPTION_COLUMNS = ("text", "caption")
 MAX_CAPTION_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a metadata file says about one image."""
+    """What a metadata file says about one image. `columns` are the names of all that is said, also of what nothing reads."""
 
     label: str | int | None = None
     caption: str | None = None
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
 
 def read_metadata(path: Path) -> dict[str, Note]:
@@ -48,8 +52,26 @@ def read_metadata(path: Path) -> dict[str, Note]:
         caption = row.get("text") or row.get("caption") or None
         if caption is not None and not isinstance(caption, str):
             raise DataError(f"{where}: the caption is {caption!r}. It must be a text.")
-        notes[file_name.replace("\\", "/").removeprefix("./")] = Note(None if label == "" else label, caption)
+        columns = tuple(name for name in row if isinstance(name, str))
+        notes[file_name.replace("\\", "/").removeprefix("./")] = Note(None if label == "" else label, caption, columns)
     return notes
+
+
+def unread_columns(notes: Iterable[Note], where: str) -> str:
+    """Returns which columns there are, and which are read as captions; "" where every column is read.
+
+    Args:
+        notes: of all images.
+        where: name of the metadata file.
+    """
+    columns = list(dict.fromkeys(name for note in notes for name in note.columns))
+    unread = [name for name in columns if name not in COLUMNS]
+    if not unread:
+        return ""
+    guess = next((hint for name in unread if (hint := nearest(name, CAPTION_COLUMNS))), "")
+    return (
+        f"{where} has the columns {', '.join(columns)}; captions are read from {' or '.join(CAPTION_COLUMNS)}.{guess}"
+    )
 
 
 def json_lines(path: Path) -> list[Any]:

@@ -20,7 +20,7 @@ from rasterformer.data.fit import Fit, Method, Reduction, fit_square
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.locate import find_source
 from rasterformer.data.prepare import OnProgress, map_in_order
-from rasterformer.data.source import Item, Source
+from rasterformer.data.source import Item, Source, passed_over
 from rasterformer.errors import ConfigError, DataError, did_you_mean
 
 FitImage = Callable[[Image.Image], tuple[npt.NDArray[np.uint8], Method]]
@@ -64,7 +64,7 @@ def open_images(
     if not source.items:
         raise DataError(
             f"data.path = {path!r}: no image in it"
-            + (f" ({len(source.skipped)} passed over, first {_named(source.skipped[0])})" if source.skipped else "")
+            + (f" that can be used: {passed_over(source.skipped)}" if source.skipped else "")
             + ". Allowed are PNG, JPEG, WebP, TIFF, BMP and GIF, in folders as deep as you like. Give another folder."
         )
     items, origin = _choose(source, split, holdout_fraction, path)
@@ -99,6 +99,7 @@ def open_images(
         pixels=torch.from_numpy(prepared.pixels) if prepared.pixels is not None else _decoder(kept, load),
         names=tuple(item.name for item in kept),
         empty_captions=sum(item.caption == "" for item in kept),
+        caption_hint=source.caption_hint,
     )
 
 
@@ -117,10 +118,17 @@ def _choose(source: Source, split: Split, holdout_fraction: float, path: str) ->
     if source.split_origin is not None:
         chosen = [item for item in source.items if item.split == split]
         unassigned = sum(item.split is None for item in source.items)
-        return chosen, source.split_origin + (f" ({unassigned} images in neither)" if unassigned else "")
+        return chosen, source.split_origin + (
+            f" ({unassigned} image{'s' if unassigned > 1 else ''} in neither)" if unassigned else ""
+        )
     if len(source.items) < 2:
         raise DataError(
-            f"data.path = {path!r}: one image cannot be divided into train and test. Add images to the folder."
+            f"data.path = {path!r}: one image cannot be divided into train and test. "
+            + (
+                f"Of {len(source.skipped) + 1:,} only 1 is used: {passed_over(source.skipped)}."
+                if source.skipped
+                else "Add images to the folder."
+            )
         )
     places = [_place(item.name) for item in source.items]
     in_test = [place < holdout_fraction for place in places]

@@ -135,6 +135,7 @@ def scan(path: str, *, on_progress: OnProgress | None = None) -> ScanReport:
                 num_captions=captions,
                 num_empty=empty,
                 split_origin=source.split_origin,
+                caption_hint=source.caption_hint,
             )
         ),
     )
@@ -149,6 +150,10 @@ def _look(item: Item) -> _Seen | str:
     return _Seen(decoded.image.size, decoded.format, decoded.mode, decoded.repairs, digest)
 
 
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
 def _actions(
     usable: int,
     total: int,
@@ -161,18 +166,20 @@ def _actions(
     num_captions: int,
     num_empty: int,
     split_origin: str | None,
+    caption_hint: str,
 ) -> list[str]:
     if smallest is None:
         return ["There is nothing to train on: no image can be used."]
     actions = [
         f"{usable} of {total} images will be used" + ("." if usable == total else "; the others are passed over.")
     ]
-    actions += [f"{count} images: {repair}." for repair, count in repairs.most_common()]
+    actions += [f"{_images(count)}: {repair}." for repair, count in repairs.most_common()]
     actions.append(
         f"With data.image_size up to {smallest} all of them are used; beyond that the smaller ones are passed over."
     )
     if num_copies:
-        copies = f"{num_copies} images are copies of another one and are used all the same"
+        verb = "is a copy of another one and is" if num_copies == 1 else "are copies of another one and are"
+        copies = f"{_images(num_copies)} {verb} used all the same"
         if split_origin is None:
             actions.append(f"{copies}. Remove them: held out, they make the figures too good.")
         elif num_leaked:
@@ -183,6 +190,8 @@ def _actions(
             actions.append(f"{copies}; none lies in train and in test.")
     if num_classes:
         actions.append(f"{num_classes} classes are there: data.use_labels = true conditions on them.")
+    if caption_hint:
+        actions.append(caption_hint)
     if 0 < num_captions < usable:
         actions.append(
             f"{usable - num_captions} of {usable} pictures have no caption: they are trained as pictures whose caption is hidden."

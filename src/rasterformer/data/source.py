@@ -5,7 +5,8 @@ A reader finds the items and what is known about them; it decodes nothing. `open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,7 @@ class Source:
         split_origin: where the set's own split comes from, one phrase. None: it has no split of its own.
         skipped: (name, reason) of what was passed over before decoding.
         other_files: names of files that are no images and carry nothing about images.
+        caption_hint: why there are no captions though a metadata file is there, one sentence. "": nothing is known.
     """
 
     name: str
@@ -56,6 +58,24 @@ class Source:
     split_origin: str | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     other_files: tuple[str, ...] = ()
+    caption_hint: str = ""
+
+
+def passed_over(skipped: Sequence[tuple[str, str]]) -> str:
+    """Returns how many were skipped for each reason and the first of them: `39 not listed in metadata.jsonl (first b.png)`.
+
+    The three most frequent reasons are named.
+
+    Args:
+        skipped: (name, reason), at least one.
+    """
+    first_of: dict[str, str] = {}
+    for name, reason in skipped:
+        first_of.setdefault(reason, name)
+    counts = Counter(reason for _, reason in skipped).most_common()
+    parts = [f"{count:,} {reason} (first {first_of[reason]})" for reason, count in counts[:3]]
+    rest = sum(count for _, count in counts[3:])
+    return "; ".join([*parts, *([f"{rest:,} for other reasons"] if rest else [])])
 
 
 def name_classes(labels: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -28,14 +28,18 @@ class Seen(NamedTuple):
         image: float32 [B, C', H, W], enlarged to the noisy image's size, in -1..1; of in-painting with a channel more, 1 where a
             pixel is known.
         log_snr: float32 [B], of the noise on it. None: it has none.
+        encoded: float [B, D, h, w], cells that the network's own encoder makes of the image, once for all steps of drawing. None:
+            it has no encoder, or a pass makes them itself.
     """
 
     image: Tensor
     log_snr: Tensor | None
+    encoded: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> Seen:
         """The sources of some images of the batch."""
-        return Seen(self.image[index], None if self.log_snr is None else self.log_snr[index])
+        log_snr, encoded = (None if part is None else part[index] for part in self[1:])
+        return Seen(self.image[index], log_snr, encoded)
 
 
 class ImageDenoiser(ImageModel):
@@ -83,6 +87,7 @@ class ImageDenoiser(ImageModel):
 
         Raises:
             ConfigError: a source is missing, or given to a model that takes none; or the level is.
+            ShapeError: a source that would not be enlarged by as much as in training.
         """
 
     @abstractmethod
@@ -118,14 +123,17 @@ def predictor(
     """
     is_guided = options.guidance_scale != 1.0
     cond = replace(cond, source=None, known=None)  # they are in `seen`
-    if negative is not None:
-        negative = replace(negative, source=None, known=None)
+    if is_guided:  # each image twice: with its condition, and without it or with the other one
+        if negative is None:
+            cond = with_and_without(cond, _count(cond))
+        else:
+            cond = followed_by(cond, replace(negative, source=None, known=None))
+        if seen is not None:
+            seen = seen.rows(torch.arange(len(seen.image), device=seen.image.device).repeat(2))
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
         if is_guided:
-            both = with_and_without(cond, len(z)) if negative is None else followed_by(cond, negative)
-            twice = None if seen is None else seen.rows(torch.arange(len(z), device=z.device).repeat(2))
-            outputs = model(z.repeat(2, 1, 1, 1), t.repeat(2), both, twice)
+            outputs = model(z.repeat(2, 1, 1, 1), t.repeat(2), cond, seen)
             output = guided(outputs, options.guidance_scale, rescale=options.guidance_rescale)
         else:
             output = model(z, t, cond, seen)
@@ -135,3 +143,8 @@ def predictor(
         return clip_static(x0) if options.threshold == "static" else x0
 
     return predict
+
+
+def _count(cond: Cond) -> int:
+    """Of its images; 0 where it has no parts."""
+    return next((len(part) for part in vars(cond).values() if part is not None), 0)

@@ -13,6 +13,7 @@ from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.batches import batches_of
 from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
+from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.drawing.code_images import is_told_places
 from rasterformer.errors import CheckpointError, ConfigError, did_you_mean
 from rasterformer.interfaces import Cond
@@ -113,9 +114,11 @@ def _with_states(system: System, cond: Cond, texts: Sequence[Text]) -> Cond:
 def _hidden(system: System, cond: Cond, nothing: Sequence[bool]) -> Cond:
     """Hides the condition of the images of which nothing is said, by a model that has learned that.
 
-    A null stands for the whole condition, and so in place of nothing that is there: a source, or where a window lies.
+    A null stands for all that attention sees of the condition, and so in place of nothing that is there: over codes a source, or
+    where a window lies. A diffusion model of pixels sees its source beside the null, whether its text is hidden or not.
     """
-    if not any(nothing) or not system.has_null or system.recipe.task is not None or is_told_places(system):
+    hides_source = system.recipe.task is not None and not isinstance(system.model, ImageDenoiser)
+    if not any(nothing) or not system.has_null or hides_source or is_told_places(system):
         return cond
     return replace(cond, dropped=torch.tensor(nothing, device=system.device))
 

@@ -37,6 +37,7 @@ from rasterformer.drawing.stages import (
 from rasterformer.drawing.symbols import MOST_AT_A_TIME, check_counts, check_precision
 from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, OnStep
+from rasterformer.nn.live_memory import meta_copy
 from rasterformer.tasks import Inpaint, source_shape
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def told_of(
 ) -> list[Told]:
     """What every stage is told: each takes of classes and texts what it was trained with.
 
+    Classes that are drawn at random are drawn for the first stage, and told to the upscalers; where it draws by its null, they
+    are told none, either.
+
     Args:
         system: the model, with its upscalers.
         label, text: for all or one for each of `count` images.
@@ -69,12 +73,15 @@ def told_of(
     Raises:
         ConfigError, MissingExtraError, DataError, CheckpointError: as `cond_of`.
     """
-    told = []
+    told: list[Told] = []
     any_classes = any(stage.model.num_classes for stage in stages_of(system))
     any_texts = any(stage.takes_text for stage in stages_of(system))
     for number, stage in enumerate(stages_of(system)):
         if number:
             share_text_encoder(system, stage)
+            draws_class = False
+        if number == 1 and system.model.num_classes:
+            label = _classes_told(told[0].cond)
         scale = stage_options(how.pixels, number).guidance_scale
         # what no stage takes goes to the first one, which refuses it
         labels = label if stage.model.num_classes or (number == 0 and not any_classes) else None
@@ -89,19 +96,52 @@ def told_of(
     return told
 
 
+def _classes_told(cond: Cond) -> list[Label]:
+    """The class that each image's first stage is told; None where it is told nothing."""
+    assert cond.label is not None, "it has classes"
+    hidden = [False] * len(cond.label) if cond.dropped is None else cond.dropped.tolist()
+    return [None if is_hidden else index for index, is_hidden in zip(cond.label.tolist(), hidden, strict=True)]
+
+
+def networks_of(system: System, how: DrawingOptions, *, is_plan: bool = False) -> list[ImageDenoiser]:
+    """The networks of all stages in the precision to draw in, made once for all that a call draws.
+
+    Args:
+        system: the model, with its upscalers.
+        how: see `DrawingOptions`; checked here, before anything is copied or read.
+        is_plan: nothing will be drawn: copies are made without numbers, and take no memory.
+
+    Raises:
+        ConfigError: an option is out of range or not for the model.
+    """
+    need_options(system, how)
+    check_image_options(how.pixels)
+    check_precision(how.precision)
+    networks = []
+    for stage in stages_of(system):
+        assert isinstance(stage.model, ImageDenoiser), "a diffusion model of pixels"
+        network = stage.model
+        if how.precision == "bfloat16":
+            network = (meta_copy(network) if is_plan else network).to_bfloat16()
+        networks.append(network)
+    return networks
+
+
 def plan_pictures(
     system: System,
+    networks: Sequence[ImageDenoiser],
     n: int,
     how: DrawingOptions,
     size: tuple[int, int],
     *,
     is_filling: bool = False,
     first_stage: int = 0,
-) -> tuple[list[ImageDenoiser], DrawingPlan]:
-    """The networks of all stages in the precision to draw in, and how many images at a time.
+) -> DrawingPlan:
+    """How many images are drawn at a time, in how many passes and how much memory.
 
     Args:
         system: the model, with its upscalers.
+        networks: what `networks_of` made of it.
         n: number of images.
         how: see `DrawingOptions`.
         size: of the results, pixels.
@@ -109,13 +149,10 @@ def plan_pictures(
         first_stage: the first that draws.
 
     Raises:
-        ConfigError: an option is out of range or not for the model, or a batch does not fit into memory.
+        ConfigError: an option is not for this way of drawing, or a batch does not fit into memory.
         ShapeError: the size is none that the model can draw.
     """
-    need_options(system, how)
-    check_image_options(how.pixels)
     check_counts(n, how.batch_size)
-    check_precision(how.precision)
     if is_filling and how.sampler != "ancestral":
         raise ConfigError(
             f"sampler = {how.sampler!r}, but known pixels are kept by the ancestral sampler. Leave it out."
@@ -128,11 +165,8 @@ def plan_pictures(
     if min(size) < 1 or size[0] % multiple or size[1] % multiple:
         near = [max(multiple, round(side / multiple) * multiple) for side in size]
         raise ShapeError(f"size = {size[0]}x{size[1]} pixels is no multiple of {multiple}. Use {near[0]}x{near[1]}.")
-    networks, one = [], 0
-    for number, (stage, factor) in enumerate(zip(stages_of(system), factors_of(system), strict=True)):
-        assert isinstance(stage.model, ImageDenoiser), "a diffusion model of pixels"
-        network = stage.model.to_bfloat16() if how.precision == "bfloat16" else stage.model
-        networks.append(network)
+    one = 0
+    for number, (network, factor) in enumerate(zip(networks, factors_of(system), strict=True)):
         if number >= first_stage:
             here = (size[0] // factor, size[1] // factor)
             rows = 1 if stage_options(how.pixels, number).guidance_scale == 1.0 else 2
@@ -141,7 +175,7 @@ def plan_pictures(
     batch_size = choose_batch(n, one, batch_size=how.batch_size, most=MOST_AT_A_TIME, available=available)
     weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     passes = sum(passes_of(system, how.pixels, is_filling=is_filling, first_stage=first_stage))
-    return networks, DrawingPlan(n, batch_size, passes, one, weights, available, unit="passes")
+    return DrawingPlan(n, batch_size, passes, one, weights, available, unit="passes")
 
 
 def sample_pictures(
@@ -155,7 +189,8 @@ def sample_pictures(
 ) -> Tensor:
     """`System.sample`: uint8 [n, 3, H, W]."""
     size = how.size or (system.image_size, system.image_size)
-    models, plan = plan_pictures(system, n, how, size)
+    networks = networks_of(system, how)
+    plan = plan_pictures(system, networks, n, how, size)
     told = told_of(system, label, text, n, how, first=first, draws_class=True)
 
     def batches() -> Iterator[tuple[int, Tensor]]:
@@ -164,7 +199,7 @@ def sample_pictures(
                 rows.start,
                 draw_cascade(
                     system,
-                    models,
+                    networks,
                     [each.rows(rows) for each in told],
                     size=size,
                     options=how.pixels,
@@ -199,6 +234,17 @@ def transform_pictures(
         uint8 [n, 3, H, W] for each picture.
 
     Raises:
+        ConfigError, ShapeError: as `pieces_of_task`, and what cannot be drawn.
+    """
+    return _draw_pieces(system, pieces_of_task(system, pictures, masks), n, label, text, how)
+
+
+def pieces_of_task(system: System, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None) -> list[Piece]:
+    """What is drawn from pictures by the model's task, or where masks say that something is missing.
+
+    Arguments as in `transform_pictures`.
+
+    Raises:
         ConfigError: a mask knows everything.
         ShapeError: a mask of another size or dtype than its picture.
     """
@@ -217,8 +263,8 @@ def transform_pictures(
         elif task is not None:
             cond = Cond(source=source if source.shape[1] == 1 else source_of_picture(task, source))
         cut = (scale * picture.shape[1], scale * picture.shape[2])
-        pieces.append(_Piece((scale * rows, scale * cols), cut, cond=cond, given=given))
-    return _drawn(system, pieces, told_of(system, label, text, len(pictures), how), n, how)
+        pieces.append(Piece((scale * rows, scale * cols), cut, cond=cond, given=given))
+    return pieces
 
 
 def upscale_pictures(
@@ -230,6 +276,15 @@ def upscale_pictures(
     how: DrawingOptions,
 ) -> list[Tensor]:
     """`System.upscale` of a cascade: its upscalers alone, uint8 [3, h, w] of any sizes -> uint8 [n, 3, H, W] for each."""
+    return _draw_pieces(system, pieces_to_enlarge(system, pictures, how), n, label, text, how)
+
+
+def pieces_to_enlarge(system: System, pictures: Sequence[Tensor], how: DrawingOptions) -> list[Piece]:
+    """What the upscalers of a cascade draw from pictures alone.
+
+    Raises:
+        ConfigError: guidance of the base model.
+    """
     if how.guidance_scale != 1.0:
         raise ConfigError(
             f"guidance_scale = {how.guidance_scale} is of the base model, which has no part in this. Use upscaler_guidance_scale."
@@ -240,8 +295,8 @@ def upscale_pictures(
         rows, cols = (-(-scale * length // side) * side // scale for length in picture.shape[1:])
         cut = (scale * picture.shape[1], scale * picture.shape[2])
         source = _carried_on(picture[None], (rows, cols))
-        pieces.append(_Piece((scale * rows, scale * cols), cut, source=source))
-    return _drawn(system, pieces, told_of(system, label, text, len(pictures), how), n, how)
+        pieces.append(Piece((scale * rows, scale * cols), cut, source=source))
+    return pieces
 
 
 def vary_pictures(
@@ -268,6 +323,15 @@ def vary_pictures(
         uint8 [B, n, 3, H, W].
 
     Raises:
+        ConfigError: as `pieces_to_vary`, and what cannot be drawn.
+    """
+    return torch.stack(_draw_pieces(system, pieces_to_vary(system, images, strength), n, label, text, how))
+
+
+def pieces_to_vary(system: System, images: Tensor, strength: float) -> list[Piece]:
+    """What is drawn from images that noise is put on. Arguments as in `vary_pictures`.
+
+    Raises:
         ConfigError: the model has a task, or strength is out of range.
     """
     if system.recipe.task is not None:
@@ -275,8 +339,7 @@ def vary_pictures(
     if not 0.0 < strength <= 1.0:
         raise ConfigError(f"strength = {strength} must lie above 0 and not above 1.")
     size = (system.image_size, system.image_size)
-    pieces = [_Piece(size, size, given=Given(image[None], None, strength)) for image in images]
-    return torch.stack(_drawn(system, pieces, told_of(system, label, text, len(images), how), n, how))
+    return [Piece(size, size, given=Given(image[None], None, strength)) for image in images]
 
 
 def draw_from_sources(system: System, cond: Cond, n: int, how: DrawingOptions) -> Tensor:
@@ -295,15 +358,17 @@ def draw_from_sources(system: System, cond: Cond, n: int, how: DrawingOptions) -
         given = None
         if own.known is not None and own.source is not None:
             given = Given(own.source.cpu(), own.known.cpu())
-        pieces.append(_Piece(size, size, cond=own, given=given))
+        pieces.append(Piece(size, size, cond=own, given=given))
+    networks = networks_of(system, how)
+    groups = plan_pieces(system, networks, pieces, n, how)
     told = Told(replace(cond, source=None, known=None).to(system.device))
     if how.negative is not None:
         told = replace(told, negative=system.with_text(Cond(label=told.cond.label), how.negative, len(pieces)))
-    return torch.stack(_drawn(system, pieces, [told], n, how))
+    return torch.stack(_drawn(system, networks, groups, pieces, [told], n, how))
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """What is drawn from one picture.
 
     Args:
@@ -326,40 +391,97 @@ class _Piece:
         return self.size, self.given is not None and self.given.known is not None, int(self.source is not None)
 
 
-def _drawn(system: System, pieces: Sequence[_Piece], told: Sequence[Told], n: int, how: DrawingOptions) -> list[Tensor]:
-    """Draws n results of each piece, neighbours of one kind together: uint8 [n, 3, H, W] for each.
+def plan_pieces(
+    system: System, networks: Sequence[ImageDenoiser], pieces: Sequence[Piece], n: int, how: DrawingOptions
+) -> list[tuple[list[int], DrawingPlan]]:
+    """Which neighbours of one kind are drawn together, by their numbers, and how.
 
-    Result k of picture i depends on the seed, i and k only.
+    Args:
+        system: the model, with its upscalers.
+        networks: what `networks_of` made of it.
+        pieces: one for each picture.
+        n: results of each.
+        how: see `DrawingOptions`.
+
+    Raises:
+        ConfigError, ShapeError: as `plan_pictures`.
+    """
+    groups = [list(group) for _, group in groupby(range(len(pieces)), key=lambda k: pieces[k].kind)]
+    planned = []
+    for group in groups:
+        size, is_filling, first_stage = pieces[group[0]].kind
+        count = n * len(group)
+        plan = plan_pictures(system, networks, count, how, size, is_filling=is_filling, first_stage=first_stage)
+        planned.append((group, plan))
+    return planned
+
+
+def told_of_pieces(
+    system: System, pieces: Sequence[Piece], told: Sequence[Told], rows: Sequence[int]
+) -> tuple[list[Told], list[Piece]]:
+    """What each stage is told of some of the pieces, the first with their sources; and these pieces.
 
     Args:
         system: the model.
+        pieces: all of them.
+        told: what each stage is told of each piece, its source aside.
+        rows: numbers of the pieces, one for each image.
+    """
+    here = [pieces[k] for k in rows]
+    each = [one.rows(torch.tensor(rows, device=system.device)) for one in told]
+    source = _together([piece.cond.source for piece in here])
+    known = _together([piece.cond.known for piece in here])
+    own = Cond(source=source, known=known).to(system.device)
+    each[0] = replace(each[0], cond=replace(each[0].cond, source=own.source, known=own.known))
+    return each, here
+
+
+def _draw_pieces(
+    system: System,
+    pieces: Sequence[Piece],
+    n: int,
+    label: Label | Sequence[Label],
+    text: Text | Sequence[Text],
+    how: DrawingOptions,
+) -> list[Tensor]:
+    """Plans, reads the texts and draws: what cannot be done is said before a text encoder is loaded."""
+    networks = networks_of(system, how)
+    groups = plan_pieces(system, networks, pieces, n, how)
+    return _drawn(system, networks, groups, pieces, told_of(system, label, text, len(pieces), how), n, how)
+
+
+def _drawn(
+    system: System,
+    networks: Sequence[ImageDenoiser],
+    groups: Sequence[tuple[list[int], DrawingPlan]],
+    pieces: Sequence[Piece],
+    told: Sequence[Told],
+    n: int,
+    how: DrawingOptions,
+) -> list[Tensor]:
+    """Draws n results of each piece: uint8 [n, 3, H, W] for each. Result k of picture i depends on the seed, i and k only.
+
+    Args:
+        system: the model.
+        networks: what `networks_of` made of it.
+        groups: what `plan_pieces` made of the pieces.
         pieces: one for each picture.
         told: what each stage is told of each picture, its source aside.
         n: results of each.
         how: see `DrawingOptions`.
     """
-    groups = [list(group) for _, group in groupby(range(len(pieces)), key=lambda k: pieces[k].kind)]
-    plans = []  # what cannot be done is to be said before anything is drawn
-    for group in groups:
-        size, is_filling, first_stage = pieces[group[0]].kind
-        plans.append(plan_pictures(system, n * len(group), how, size, is_filling=is_filling, first_stage=first_stage))
     results: list[Tensor] = []
     waiting: list[Tensor] = []
-    done, total = 0, sum(plan.num_images * plan.positions for _, plan in plans)
-    for group, (models, plan) in zip(groups, plans, strict=True):
+    done, total = 0, sum(plan.num_images * plan.positions for _, plan in groups)
+    for group, plan in groups:
         on_step = None if how.on_step is None else _after(how.on_step, done, total)
         done += plan.num_images * plan.positions
         for rows in batches_of(plan.num_images, plan.batch_size):
             places = [(group[row // n], row % n) for row in range(rows.start, rows.stop)]  # picture and result
-            here = [pieces[k] for k, _ in places]
-            each = [one.rows(torch.tensor([k for k, _ in places], device=system.device)) for one in told]
-            source = _together([piece.cond.source for piece in here])
-            known = _together([piece.cond.known for piece in here])
-            own = Cond(source=source, known=known).to(system.device)
-            each[0] = replace(each[0], cond=replace(each[0].cond, source=own.source, known=own.known))
+            each, here = told_of_pieces(system, pieces, told, [k for k, _ in places])
             waiting += draw_cascade(
                 system,
-                models,
+                networks,
                 each,
                 size=here[0].size,
                 options=how.pixels,
@@ -403,7 +525,7 @@ def _known(mask: Tensor, picture: Tensor, k: int, size: tuple[int, int]) -> Tens
         )
     if bool(mask.all()):
         raise ConfigError(f"the mask of image {k} says that every pixel is known. Mark one or more as unknown.")
-    return _carried_on(mask[None, None], size)[0]
+    return _carried_on(mask[None, None].cpu(), size)[0]
 
 
 def _carried_on(maps: Tensor, size: tuple[int, int]) -> Tensor:

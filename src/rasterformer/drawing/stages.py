@@ -24,6 +24,7 @@ from rasterformer.diffusion.image_denoiser import ImageDenoiser, predictor
 from rasterformer.diffusion.image_options import ImageOptions
 from rasterformer.diffusion.paste import fill_images
 from rasterformer.diffusion.samplers import draw_images, normal
+from rasterformer.errors import ConfigError
 from rasterformer.interfaces import Cond, OnStep
 from rasterformer.tasks import SuperResolution
 
@@ -162,7 +163,7 @@ def draw_stage(
     start = 1.0
     if given is not None:
         start = given.strength
-        noise = model.process.diffuse(to_numbers(given.images).to(device), empty.new_full((len(rng),), start), noise)
+        noise = model.process.diffuse(to_numbers(given.images).to(device), torch.full((len(rng),), start), noise)
     x = draw_images(
         predict,
         model.process,
@@ -273,6 +274,19 @@ def conds_of_stages(system: System, cond: Cond, captions: Sequence[str] | None, 
             told = upscaler.with_captions(told, [""] * count if captions is None else captions)
         conds.append(told)
     return conds
+
+
+def need_no_first_source(system: System) -> None:
+    """Refuses a likelihood to a cascade whose first stage has a task: its sources would be made of images of another size.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
+    if system.upscalers and system.recipe.task is not None:
+        raise ConfigError(
+            "this cascade begins from source images, and what is measured is a likelihood of images without them, or of one "
+            "stage alone. Give the models of its stages, one by one."
+        )
 
 
 def stage_nats(system: System, images: Tensor, conds: Sequence[Cond], *, levels: int) -> Tensor:

@@ -24,6 +24,7 @@ from rasterformer.evaluation.image_codecs import file_bits_per_dim
 from rasterformer.evaluation.overlap import num_identical
 from rasterformer.interfaces import Batch, Cond, OnStep
 
+RAW_BITS_PER_DIM = 8.0  # of pixels stored as they are
 NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 WithSource = Callable[[Batch, int], Batch]
 MEANINGS = {"exact": "exact likelihood", "upper": "upper bound, estimated, on the negative log-likelihood"}
@@ -64,10 +65,12 @@ class StageShare:
     Args:
         image_size: side of the images that the stage makes, pixels.
         bits_per_dim: its bits over the dimensions of the last stage's images: the shares' sum is the bound.
+        own_bits_per_dim: its bits over the dimensions of its own images.
     """
 
     image_size: int
     bits_per_dim: float
+    own_bits_per_dim: float
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class LikelihoodReport:
     def warnings(self) -> tuple[str, ...]:
         """Why the figure must not be quoted as it stands, one sentence each."""
         found = []
+        if self.bits_per_dim > RAW_BITS_PER_DIM:
+            found.append("Worse than storing the pixels as they are (8 bits/dim): hardly trained.")
         if self.lossless_data is False:
             found.append("The images were stored with loss (JPEG): the figure is not comparable with published ones.")
         if self.lossless_data is None:
@@ -174,12 +179,14 @@ class LikelihoodReport:
             each = "image and stage" if self.stages is not None and len(self.stages) > 1 else "image"
             yield "estimated from", f"{self.levels} levels of noise, drawn for each {each}, without guidance"
         if self.stages is not None and len(self.stages) > 1:
-            shares = "  ".join(f"{one.image_size}x{one.image_size} {one.bits_per_dim:.4f}" for one in self.stages)
-            size = self.stages[-1].image_size
+            sides = [f"{one.image_size}x{one.image_size}" for one in self.stages]
+            shares = "  ".join(f"{side} {one.bits_per_dim:.4f}" for side, one in zip(sides, self.stages, strict=True))
+            own = "  ".join(f"{side} {one.own_bits_per_dim:.4f}" for side, one in zip(sides, self.stages, strict=True))
             yield (
                 "sum over stages",
-                f"{shares}  (bits/dim of the {size}x{size} image; each stage is given the true image before it)",
+                f"{shares}  (bits/dim of the {sides[-1]} image; each stage is given the true image before it)",
             )
+            yield "each stage alone", f"{own}  (bits/dim of its own image)"
         if self.interval is None:
             yield "95 % interval", "none: one image only"
         else:
@@ -318,8 +325,9 @@ def likelihood_report(
         per_channel = tuple((channel_nats.double().sum(0) / of_channel / math.log(2)).tolist())
     stages = None
     if stage_nats is not None:
-        in_all = counted.sum().double() * math.log(2)
-        stages = tuple(StageShare(size, (part.double().sum() / in_all).item()) for size, part in stage_nats.items())
+        in_all, last = counted.sum().double() * math.log(2), list(stage_nats)[-1]
+        shares = {size: (part.double().sum() / in_all).item() for size, part in stage_nats.items()}
+        stages = tuple(StageShare(size, share, share * (last / size) ** 2) for size, share in shares.items())
     return LikelihoodReport(
         bits_per_dim=(nats.double().sum() / counted.sum() / math.log(2)).item(),
         interval=ratio_interval(nats.double() / math.log(2), counted),

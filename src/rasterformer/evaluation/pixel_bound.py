@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rasterformer.diffusion.image_denoiser import ImageDenoiser
-from rasterformer.drawing.stages import conds_of_stages, stage_nats, stages_of
-from rasterformer.errors import ConfigError
+from rasterformer.drawing.stages import conds_of_stages, need_no_first_source, stage_nats, stages_of
 from rasterformer.evaluation.likelihood import BoundScorer, Scorer
 from rasterformer.interfaces import Cond
 
@@ -25,15 +24,11 @@ class PixelBound(BoundScorer):
         levels: of noise, drawn for each image and stage, at least 1.
 
     Raises:
-        ConfigError: a cascade whose first stage has a task: sources would be made of images of another size than its own.
+        ConfigError: a cascade whose first stage has a task.
     """
 
     def __init__(self, system: System, levels: int) -> None:
-        if system.upscalers and system.recipe.task is not None:
-            raise ConfigError(
-                "this cascade begins from source images, and what is measured is a likelihood of images without them, or of one "
-                "stage alone. Give the models of its stages, one by one."
-            )
+        need_no_first_source(system)
         stages = stages_of(system)
         self.system, self.levels = system, levels
         self.stage_sizes = tuple(stage.recipe.data.image_size for stage in stages)

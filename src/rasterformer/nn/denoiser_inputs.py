@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
     known: Tensor | None
 
 
-class Told(NamedTuple):
+class NetworkInputs(NamedTuple):
     """What `DenoiserInputs` made of its arguments, in the dtype of the weights.
 
     Args:
@@ -166,7 +166,7 @@ class DenoiserInputs(nn.Module):
         text_known: Tensor | None,
         image: Tensor | None,
         image_log_snr: Tensor | None,
-    ) -> Told:
+    ) -> NetworkInputs:
         """Checks and embeds.
 
         Args:
@@ -194,7 +194,7 @@ class DenoiserInputs(nn.Module):
         tokens = self._tokens(text, text_known, len(z))
         if self.pooling is not None and tokens is not None:
             vector = vector + self.pooling(tokens)
-        return Told(maps, F.silu(vector), tokens if self.shows_tokens else None)
+        return NetworkInputs(maps, F.silu(vector), tokens if self.shows_tokens else None)
 
     def _maps(self, z: Tensor, image: Tensor | None) -> Tensor:
         if z.ndim != 4 or z.shape[1] != self.channels or not z.is_floating_point():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rasterformer.autoregressive.memory import SHARE, available_bytes, choose_batch
 from rasterformer.autoregressive.noise import stream_seed
 from rasterformer.data.imageset import ImageSet
 from rasterformer.data.order import training_batches
@@ -67,7 +68,7 @@ class DenoisingLearner(SystemLearner):
             self.data_fingerprint = self.captions.fingerprint_with(self.data_fingerprint)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Images with their classes, sources and captions."""
+        """Images with their classes, sources and captions, which are read here, before the first step."""
         if self.captions is not None:
             self.captions.read(device=self.device, say=self.say)
         training, data = self.recipe.training, self.recipe.data
@@ -79,48 +80,56 @@ class DenoisingLearner(SystemLearner):
             flip_prob=data.flip_prob,
             use_labels=data.use_labels,
         )
-        for step, batch in enumerate(batches, start=start_step):
-            first = step * training.batch_size
-            batch = self.system.with_source(batch, first=first, purpose="training source", seed=training.seed)
-            yield batch if self.captions is None else replace(batch, cond=self.captions.added(batch.cond, step))
+        return (self._with_cond(batch, step) for step, batch in enumerate(batches, start=start_step))
 
     def accumulate_gradients(self, batch: Batch, step: int) -> dict[str, float]:
         """Adds the gradients of a batch, part by part; returns its weighted squared error."""
-        training, images = self.recipe.training, batch.images
-        rng = torch.Generator().manual_seed(stream_seed(training.seed, "noise", step))
-        size, total = len(images) // training.accumulation_steps, 0.0
-        for first in range(0, len(images), size):
+        rng, parts = self._noise(step), self.recipe.training.accumulation_steps
+        size, total = len(batch.images) // parts, 0.0
+        for first in range(0, len(batch.images), size):
             rows = slice(first, first + size)
-            x = self.system.codec.encode(images[rows]).to(self.device)
-            with autocast(training, self.device):
-                loss = self.system.model.loss(x, batch.cond.rows(rows).to(self.device), rng=rng)
-            (loss.total * (size / len(images))).backward()
-            total += float(loss.total.detach()) * size
-        return {"loss": total / len(images)}
+            total += self._add_part(Batch(batch.images[rows], batch.cond.rows(rows)), 1 / parts, rng)
+        return {"loss": total}
 
     def cost(self) -> str:
-        """Memory of a training step, counted, and its time, measured on held-out images."""
-        training, count = self.recipe.training, self.recipe.training.batch_size
-        assert isinstance(self.system.model, ImageDenoiser), "what this learner trains"
-        bytes_of_step = self.system.model.step_bytes(count // training.accumulation_steps)
-        weights = sum(weight.numel() * weight.element_size() for weight in self.system.model.parameters())
-        batch = self._held_out(torch.arange(count) % len(self.held_out))
+        """Memory of a training step, counted, and its time, measured on one part of a batch, of held-out images.
+
+        What cannot fit into the free memory is not run.
+        """
+        parts, model = self.recipe.training.accumulation_steps, self._model
+        size = self.recipe.training.batch_size // parts
+        of_part, weights = model.step_bytes(size), sum(one.numel() * one.element_size() for one in model.parameters())
+        others, free = 4 * weights, available_bytes(self.device)  # the weights are there already
+        at_once = "" if parts == 1 else f", {size} at a time"
+        memory = (
+            f"a step of {size * parts} images{at_once}: about {_mebibytes(of_part)} (counted in float32), and "
+            f"{_mebibytes(weights + others)} of weights, their gradients, averages and the optimiser"
+        )
+        if of_part + others > free:
+            return (
+                f"{memory}. That does not fit into the {_mebibytes(free)} that are free, and was not timed. Raise "
+                "training.accumulation_steps, or make the model smaller."
+            )
+        batch = self._held_out(torch.arange(size) % len(self.held_out))
         for _ in range(2):  # the first one sets things up
             start = time.perf_counter()
-            self.accumulate_gradients(batch, 0)
-            seconds = time.perf_counter() - start
-        self.system.model.zero_grad()
+            self._add_part(batch, 1 / parts, self._noise(0))
+            seconds = parts * (time.perf_counter() - start)
+        model.zero_grad()
+        of_parts = "measured" if parts == 1 else f"one of {parts} parts was measured"
         return (
-            f"a step of {count} images: about {bytes_of_step / 2**20:,.0f} MiB, and {5 * weights / 2**20:,.0f} MiB of weights, "
-            f"their gradients, averages and the optimiser; about {seconds:.2f} s of gradients (measured), {3600 / seconds:,.0f} "
-            "steps an hour"
+            f"{memory}; about {seconds:.2f} s of gradients ({of_parts}): at most {3600 / seconds:,.0f} steps an hour, for the "
+            "optimiser, averages, captions and reading images are not in it"
         )
 
     def measure(self, model: nn.Module, limit: int | None) -> dict[str, float]:
         """An upper bound of the bits/dim of held-out images, given their sources, classes and captions."""
         count = len(self.held_out) if limit is None else min(limit, len(self.held_out))
+        one, free = self._model.state_bytes(1), available_bytes(self.device)
+        wished = 1 if one > SHARE * free else None  # no run is given up because memory is short for a while
+        at_once = choose_batch(count, one, batch_size=wished, most=IMAGES_AT_A_TIME, available=free)
         system, nats, dims = self.with_weights(model), 0.0, 0
-        for index in torch.arange(count).split(IMAGES_AT_A_TIME):
+        for index in torch.arange(count).split(at_once):
             batch = self._held_out(index)
             nats += float(image_nats(system, batch.images, [batch.cond], levels=LEVELS).sum())
             dims += int(num_dims(batch).sum())
@@ -148,6 +157,30 @@ class DenoisingLearner(SystemLearner):
             f"always a better picture. `rasterformer evaluate RUN --data {self.recipe.data.path}` measures all of them."
         )
 
+    @property
+    def _model(self) -> ImageDenoiser:
+        assert isinstance(self.system.model, ImageDenoiser), "what this learner trains"
+        return self.system.model
+
+    def _noise(self, step: int) -> torch.Generator:
+        """Of all that is random in a step but for dropout."""
+        return torch.Generator().manual_seed(stream_seed(self.recipe.training.seed, "noise", step))
+
+    def _add_part(self, part: Batch, share: float, rng: torch.Generator) -> float:
+        """Adds the gradients of a part of a batch, of which it is such a share; returns its share of the loss."""
+        x = self.system.codec.encode(part.images).to(self.device)
+        with autocast(self.recipe.training, self.device):
+            loss = self.system.model.loss(x, part.cond.to(self.device), rng=rng).total * share
+        loss.backward()
+        return float(loss.detach())
+
+    def _with_cond(self, batch: Batch, step: int) -> Batch:
+        """A batch of a step with sources and captions."""
+        training = self.recipe.training
+        first = step * training.batch_size
+        batch = self.system.with_source(batch, first=first, purpose="training source", seed=training.seed)
+        return batch if self.captions is None else replace(batch, cond=self.captions.added(batch.cond, step))
+
     def _held_out(self, index: Tensor) -> Batch:
         """Held-out images with all that they are drawn by."""
         batch = self.held_out.batch(index, use_labels=self.recipe.data.use_labels)
@@ -156,3 +189,7 @@ class DenoisingLearner(SystemLearner):
             return batch
         cond = self.system.with_captions(batch.cond.to(self.device), self.held_out.captions_of(index))
         return replace(batch, cond=cond)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

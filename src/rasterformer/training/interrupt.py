@@ -1,11 +1,32 @@
-"""Ctrl-C and SIGTERM: the first asks the loop to stop after its step and save, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first asks the loop to stop after its step and save, the second stops at once.
+
+Before the loop and after it the first one stops at once too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(folder: Path) -> Iterator[None]:
+    """While entered, KeyboardInterrupt says how to go on: whether there is a run in the folder that can be resumed.
+
+    Args:
+        folder: of a run, or of a pipeline, whose runs are below it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(folder.glob("recipe.yaml")) or any(folder.glob("*/recipe.yaml")):
+            raise KeyboardInterrupt(f"what was saved is kept in {folder}: go on with --resume") from None
+        raise KeyboardInterrupt("nothing was kept yet: start again without --resume") from None
 
 
 class StopSignals:

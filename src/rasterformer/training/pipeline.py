@@ -25,7 +25,12 @@ from rasterformer.training.system_learner import draw_more
 
 
 def train_pipeline(
-    pipeline: Pipeline, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
 ) -> bool:
     """Trains every stage into a folder of its own, joins a cascade, and draws samples at the end.
 
@@ -33,6 +38,7 @@ def train_pipeline(
         pipeline: with images and places filled in.
         folder: holds the stages' run folders; must be new unless `resume`.
         resume: stages that have ended are left as they are, one that was stopped goes on.
+        dry_run: only check and report, stage by stage; a prior is not built before there are its tokenizers.
         say: where sentences for people go.
 
     Returns:
@@ -65,12 +71,17 @@ def train_pipeline(
             say("it has ended before")
             continue
         started = (place / "recipe.yaml").is_file()
+        if dry_run:
+            _dry_run(pipeline, folder, stage, resume=started, say=say)
+            continue
         is_last = number == len(pipeline.stages) and not pipeline.is_cascade
         if pipeline.is_cascade:
             _share_texts(pipeline, folder, stage)
         if not train_recipe(recipe, place, resume=started, is_last=is_last, say=say):
             say(f"go on with all of it by the same command with --resume; the stages so far are in {folder}")
             return False
+    if dry_run:
+        return True
     if pipeline.is_cascade:
         if not (folder / "model").is_dir():
             base, *upscalers = (load(folder / stage) for stage in pipeline.stages)
@@ -82,6 +93,18 @@ def train_pipeline(
     else:
         say(f"\nsource | samples | original: {max((folder / 'prior' / 'samples').glob('*.png'))}")
     return True
+
+
+def _dry_run(pipeline: Pipeline, folder: Path, stage: str, *, resume: bool, say: Callable[[str], None]) -> None:
+    """Checks one stage and says what it takes, as far as that is known before the stages that it is built on."""
+    missing = [part for part in pipeline.stages if part != stage and not (folder / part / "model").is_dir()]
+    if stage == "prior" and missing:
+        say(
+            f"its images fit; its network is built on the codes of {' and '.join(missing)}, so that what it takes is known once "
+            "that is trained"
+        )
+    else:
+        train_recipe(pipeline.stages[stage], folder / stage, resume=resume, dry_run=True, say=say)
 
 
 def _draw_samples(model: Path, recipe: Recipe, count: int, folder: Path, say: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from rasterformer import registry
 from rasterformer.conditioning.text import load_text_encoder
 from rasterformer.conditioning.text_encoder import TextEncoder, check_dim
 from rasterformer.data.imageset import ImageSet
+from rasterformer.data.source import passed_over
 from rasterformer.diffusion.image_denoiser import ImageDenoiser
 from rasterformer.errors import ConfigError
 from rasterformer.loading import stored_tokenizers, stored_used_codes
@@ -182,12 +183,12 @@ def _tokenizer_is_gone(recipe: Recipe) -> bool:
 
 def _open(recipe: Recipe, split: Literal["train", "test"], say: Callable[[str], None]) -> ImageSet:
     images = open_recipe_images(recipe, split)
-    say(f"{split}: {len(images):,} images of {images.name}, {images.split_origin}; {images.preprocessing}")
+    count = "1 image" if len(images) == 1 else f"{len(images):,} images"
+    say(f"{split}: {count} of {images.name}, {images.split_origin}; {images.preprocessing}")
     if images.skipped:
-        name, reason = images.skipped[0]
         say(
-            f"{split}: {len(images.skipped)} skipped, first {name}: {reason}. `rasterformer scan {recipe.data.path}` "
-            "lists all."
+            f"{split}: {len(images.skipped):,} skipped: {passed_over(images.skipped)}. `rasterformer scan "
+            f"{recipe.data.path}` lists all."
         )
     if recipe.text is not None and images.captions is not None and (missing := images.captions.count("")):
         say(f"{split}: {missing:,} of {len(images):,} images have no caption")

@@ -72,7 +72,9 @@ def restore(folder: Path, learner: Learner, optimizers: Optimizers, ema: Exponen
     checkpoint = load_checkpoint(newest)
     state = checkpoint.state
     if state["data_fingerprint"] != learner.data_fingerprint:
-        more = ", or the tokenizer or captions do" if learner.frozen_tensors() else ""
+        more = ", or captions do" if learner.recipe.text is not None else ""
+        if learner.frozen_tensors():
+            more = ", or the tokenizer or captions do"
         raise CheckpointError(
             f"{newest}: was trained on other images than {learner.train_set.name!r} holds now (names, sizes or pixels differ"
             f"{more}). Bring the old ones back, or start a new run from these weights: --init {folder}."

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from rasterformer.heads import head_problems
+
+U_NETS = ("unet", "efficient_unet")
+READ_BY = {  # which denoisers read a field; those that are not named here all do
+    "multipliers": U_NETS,
+    "res_blocks": U_NETS,
+    "attention_levels": ("unet",),
+    "self_attention": ("efficient_unet",),
+    "norm_groups": U_NETS,
+    "depth": ("transformer",),
+    "patch": ("transformer",),
+    "mlp_width": ("transformer",),
+    "encoder_depth": ("transformer",),
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """What the network is, which noise it removes, what it sees. The defaults are a small base model of the paper's form.
+
+    A field that the denoiser does not read stays at its default.
 
     Args:
         denoiser: `unet`, the paper's base model; `efficient_unet`, its super-resolution model; `transformer`, over patches.
@@ -32,7 +47,8 @@ class Config:
             trained with the network (transformer only), or `both`.
         encoder_depth: layers of that image encoder; its patches and width are the transformer's.
         source_noise: noise is put on sources, of a time drawn for each image from 0 to this, and the network is told it: for
-            sources that will be drawn themselves (paper, section 2.4, noise conditioning augmentation: 1). 0: none is.
+            sources that will be drawn themselves (paper, section 2.4, noise conditioning augmentation: 1). 0: none is. Needs
+            sources that enter as channels.
         prediction: what the network says: `eps` (paper), `x0`, `v`, or `edm`: by the preconditioning of Karras et al. 2022.
         schedule: of the noise: `cosine` (paper: base and first super-resolution), `linear` (second), or `edm`.
         log_snr_shift: added to the log SNR of the schedule; below 0 for larger images (`gaussian.resolution_shift`).
@@ -77,10 +93,16 @@ class Config:
         return 1 << (len(self.multipliers) - (self.denoiser == "unet"))
 
     def fit_problems(self, *, task: str | None, image_size: int, has_text: bool = False) -> list[str]:
-        """Returns what is wrong between the network and the recipe's task, by name (None: there is none), and its text."""
+        """Returns what is wrong between the network and the recipe's task, by name (None: there is none), and its image size.
+
+        Texts fit every network.
+        """
         found = []
         if image_size % self.multiple:
-            found.append(f"data.image_size = {image_size} must be a multiple of {self.multiple} for this network.")
+            found.append(
+                f"data.image_size = {image_size} must be a multiple of {self.multiple} for this network. "
+                f"Use {_multiples_near(image_size, self.multiple)}."
+            )
         if self.source_noise and task != "super_resolution":
             found.append(
                 f"model.source_noise = {self.source_noise} is for task super_resolution: the source of another task is given. "
@@ -106,6 +128,7 @@ class Config:
         if found:
             return found
         found += self._transformer_problems() if self.denoiser == "transformer" else self._unet_problems()
+        found += self._unread_problems()
         if (self.prediction == "edm") != (self.schedule == "edm"):
             found.append(
                 f"model.prediction = {self.prediction!r} and model.schedule = {self.schedule!r}: edm is both or neither."
@@ -119,8 +142,36 @@ class Config:
                 f"model.source_enters = {self.source_enters!r} needs model.denoiser = 'transformer', which sees tokens of an "
                 "image encoder."
             )
+        elif self.source_noise and self.source_enters == "tokens":
+            found.append(
+                "model.source_noise needs model.source_enters = 'channels' or 'both': an image encoder alone is not told how "
+                f"much noise there is. Here they are {self.source_noise} and 'tokens'."
+            )
         if self.crop is not None and (self.crop < self.multiple or self.crop % self.multiple):
-            found.append(f"model.crop = {self.crop} must be a multiple of {self.multiple} for this network.")
+            found.append(
+                f"model.crop = {self.crop} must be a multiple of {self.multiple} for this network. "
+                f"Use {_multiples_near(self.crop, self.multiple)}."
+            )
+        return found
+
+    def _unread_problems(self) -> list[str]:
+        """Fields that were set, and that nothing reads."""
+        found = []
+        default = {field.name: field.default for field in fields(self)}
+        for name, readers in READ_BY.items():
+            value = getattr(self, name)
+            if value == default[name]:
+                continue
+            if self.denoiser not in readers:
+                found.append(
+                    f"model.{name} = {_plain(value)} is not read by model.denoiser = {self.denoiser!r}, but by "
+                    f"{' and '.join(readers)}. Leave it out, or at {_plain(default[name])}."
+                )
+            elif name == "encoder_depth" and self.source_enters == "channels":
+                found.append(
+                    f"model.encoder_depth = {value} is not read with model.source_enters = 'channels': there is no image "
+                    f"encoder. Leave it out, or at {default[name]}; or set model.source_enters to tokens or both."
+                )
         return found
 
     def _transformer_problems(self) -> list[str]:
@@ -170,3 +221,16 @@ class Config:
                     f"level {level}, which has attention."
                 )
         return found
+
+
+def _multiples_near(size: int, multiple: int) -> str:
+    """`16 or 20` of 18 and 4; above 0."""
+    below = max(size // multiple, 0) * multiple
+    return " or ".join(str(near) for near in (below, below + multiple) if near)
+
+
+def _plain(value: object) -> object:
+    """As a recipe writes it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value).lower() if isinstance(value, bool) else value

@@ -24,7 +24,7 @@ from rasterformer.diffusion.gaussian import GaussianProcess, make_gaussian
 from rasterformer.diffusion.image_denoiser import ImageDenoiser, Seen, predictor
 from rasterformer.diffusion.image_options import ImageOptions
 from rasterformer.diffusion.samplers import draw_images, normal
-from rasterformer.errors import ConfigError
+from rasterformer.errors import ConfigError, ShapeError
 from rasterformer.interfaces import Cond, Loss, OnStep, SampleOptions
 from rasterformer.nn.dit import DiT
 from rasterformer.nn.efficient_unet import EfficientUnet
@@ -124,7 +124,7 @@ class Imagen(ImageDenoiser):
             told |= {"image": seen.image, "image_log_snr": seen.log_snr}
         if self.encoder is not None:
             assert seen is not None, "checked above"
-            told |= {"encoded": self.encoder(seen.image)}
+            told |= {"encoded": self.encoder(seen.image) if seen.encoded is None else seen.encoded}
         if self.preconditioning is not None:
             z = self.preconditioning.network_input(z, t)
         return self.network(z, self.process.log_snr(t), **told)
@@ -140,28 +140,14 @@ class Imagen(ImageDenoiser):
         self, cond: Cond, size: tuple[int, int], *, level: Tensor | None, rng: Sequence[torch.Generator]
     ) -> Seen | None:
         """See `ImageDenoiser.see`. Small sources are enlarged by bilinear interpolation: no edge of a pixel stands out."""
-        if cond.source is None or self.source is None:
-            if cond.source is not None:
-                raise ConfigError("source was given, but this model makes images from nothing. Leave it out.")
-            if self.source is not None:
-                raise ConfigError("source is missing: this model makes images from others.")
+        image = self._enlarged(cond, size)
+        if image is None:
             return None
         if (level is None) != (self.source_process is None):
             kind = "needs" if level is None else "has no use for"
             raise ConfigError(f"this model {kind} a level of the noise on its sources (model.source_noise).")
-        large = enlarge(cond.source.cpu(), size, "bilinear").to(cond.source.device)
-        image = to_numbers(large)
-        if self.source.has_mask:
-            if cond.known is None:
-                raise ConfigError(
-                    "known is missing: which pixels of the source are those of the image, bool [B, H, W]."
-                )
-            known = cond.known[:, None].to(image)
-            image = torch.cat([image * known, known], 1)
-        if level is None or self.source_process is None:
-            return Seen(image, None)
-        noised = self.source_process.diffuse(image, level, normal(rng, image))
-        return Seen(noised, self.source_process.log_snr(level).float())
+        seen = self._noised(image, level, rng)
+        return seen if self.encoder is None else seen._replace(encoded=self.encoder(seen.image))
 
     def loss(self, x: Tensor, cond: Cond, *, rng: torch.Generator | None) -> Loss:
         """The weighted squared error of what the network says, a mean over the values of an image. It is no likelihood.
@@ -180,9 +166,10 @@ class Imagen(ImageDenoiser):
         if self.source_process is not None:
             level = config.source_noise * torch.rand(count, generator=rng).to(x.device)
         streams = image_generators(int(torch.randint(2**62, (), generator=rng)), count)
-        seen = self.see(cond, (x.shape[2], x.shape[3]), level=level, rng=streams)
+        image = self._enlarged(cond, (x.shape[2], x.shape[3]))
         if config.crop is not None:
-            x, seen, cond = self._cropped(x, seen, cond, config.crop, rng)
+            x, image, cond = self._cropped(x, image, cond, config.crop, rng)
+        seen = None if image is None else self._noised(image, level, streams)
         if self.training and self.has_null:
             dropped = (torch.rand(count, generator=rng) < config.drop_condition_prob).to(x.device)
             cond = replace(cond, dropped=dropped if cond.dropped is None else dropped | cond.dropped)
@@ -290,18 +277,49 @@ class Imagen(ImageDenoiser):
         states, known = (torch.cat(kind, 1) for kind in zip(*parts, strict=True))
         return states, known if cond.dropped is None else known & ~cond.dropped[:, None]
 
+    def _enlarged(self, cond: Cond, size: tuple[int, int]) -> Tensor | None:
+        """The condition's source without noise, float32 [B, C', *size], as the network sees it. None: the model takes none."""
+        if cond.source is None or self.source is None:
+            if cond.source is not None:
+                raise ConfigError("source was given, but this model makes images from nothing. Leave it out.")
+            if self.source is not None:
+                raise ConfigError("source is missing: this model makes images from others.")
+            return None
+        scale = self.image_shape[1] // self.source.size
+        height, width = cond.source.shape[2:]
+        if (scale * height, scale * width) != size:
+            raise ShapeError(
+                f"source is {height}x{width} pixels, and the image {size[0]}x{size[1]}. Images of this model are {scale} times "
+                f"as high and as wide as their sources: give a source of {size[0] / scale:g}x{size[1] / scale:g}."
+            )
+        image = to_numbers(enlarge(cond.source.cpu(), size, "bilinear").to(cond.source.device))
+        if not self.source.has_mask:
+            return image
+        if cond.known is None:
+            raise ConfigError("known is missing: which pixels of the source are those of the image, bool [B, H, W].")
+        known = cond.known[:, None].to(image)
+        return torch.cat([image * known, known], 1)
+
+    def _noised(self, image: Tensor, level: Tensor | None, rng: Sequence[torch.Generator]) -> Seen:
+        """Enlarged sources with the noise of times [B], one generator for each. None: they have none."""
+        if level is None:
+            return Seen(image, None)
+        assert self.source_process is not None, "levels are of its noise"
+        noised = self.source_process.diffuse(image, level, normal(rng, image))
+        return Seen(noised, self.source_process.log_snr(level).float())
+
     def _cropped(
-        self, x: Tensor, seen: Seen | None, cond: Cond, side: int, rng: torch.Generator
-    ) -> tuple[Tensor, Seen | None, Cond]:
-        """The same random part of each image, of its source as it is seen, and of what is known."""
+        self, x: Tensor, image: Tensor | None, cond: Cond, side: int, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Cond]:
+        """The same random part of each image, of its enlarged source, and of what is known."""
         rows, cols = (torch.randint(n - side + 1, (len(x),), generator=rng).tolist() for n in x.shape[2:])
 
         def part(maps: Tensor) -> Tensor:
             corners = zip(maps, rows, cols, strict=True)
             return torch.stack([one[..., r : r + side, c : c + side] for one, r, c in corners])
 
-        seen = None if seen is None else Seen(part(seen.image), seen.log_snr)
-        return part(x), seen, cond if cond.known is None else replace(cond, known=part(cond.known))
+        image = None if image is None else part(image)
+        return part(x), image, cond if cond.known is None else replace(cond, known=part(cond.known))
 
     def _check(self, cond: Cond, seen: Seen | None, batch_size: int) -> None:
         if cond.codes is not None:
