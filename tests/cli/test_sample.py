@@ -223,3 +223,12 @@ def test_parallel_with_a_batch_size_is_refused(
     assert "batch_size = 2, but parallel draws one image at a time" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert run(command, model, *images, "-n", "1", "--parallel", "--batch-size", "1", "--out", tmp_path / "out") == 0
+
+
+def test_pictures_of_earlier_calls_are_mentioned(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", model, "-n", 2, "--out", tmp_path) == 0
+    assert "earlier calls" not in capsys.readouterr().out
+    assert run("sample", model, "-n", 1, "--out", tmp_path) == 0
+    assert "holds 1 more of earlier calls, such as 0001.png" in capsys.readouterr().out
