@@ -166,6 +166,6 @@ def sample(
     write_grid()
     print(f"{n} image{'s' if n > 1 else ''} in {out}, all together in {out / 'grid.png'}")
     own = {f"{k:04d}.png" for k in range(first, first + n)}
-    if others := [path for path in out.glob("*.png") if path.stem.isdigit() and path.name not in own]:
-        print(f"{out} holds {len(others)} more of earlier calls, such as {min(others).name}; they are not in grid.png")
+    if earlier := [path for path in out.glob("*.png") if path.stem.isdigit() and path.name not in own]:
+        print(f"{out} holds {len(earlier)} more of earlier calls, such as {min(earlier).name}; they are not in grid.png")
     return 0
