@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +135,13 @@ def test_missing_path_is_code_2_and_named(tmp_path: Path, capsys: pytest.Capture
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert COMMANDS[name][1].partition(" ")[0] in capsys.readouterr().out
+
+
+def test_a_reader_that_has_ended_is_no_error() -> None:
+    """As in `rasterformer recipes | head -1`."""
+    words = [sys.executable, "-u", "-m", "rasterformer.cli.main", "recipes"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

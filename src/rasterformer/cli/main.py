@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 our fault (with its traceback); 2 the user's input (one message); 130 stopped by Ctrl-C.
 """
 
+import os
 import sys
 import traceback
 import warnings
@@ -83,6 +84,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             print(f"stopped: {stop}" if str(stop) else "stopped", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # what was printed went to a program that has ended, such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it says nothing
+            return 141
     return result if isinstance(result, int) else 0
 
 
