@@ -393,19 +393,22 @@ class System:
         if not self.upscalers or self.recipe.task is not None:
             need_task(self, "upscale", SuperResolution)
             return self.transform(images, **how)
-        own: dict[str, Any] = dict(how)
-        n, label, text, tile, overlap, as_tensor = (
-            own.pop(name, default)
-            for name, default in (
-                ("n", 1),
-                ("label", None),
-                ("text", None),
-                ("tile", True),
-                ("overlap", None),
-                ("as_tensor", False),
-            )
-        )
-        options = self._options_of_pictures(n, own)
+        return self._upscale_alone(images, **how)
+
+    def _upscale_alone(
+        self,
+        images: Images,
+        *,
+        n: int = 1,
+        label: Label | Sequence[Label] = None,
+        text: Text | Sequence[Text] = None,
+        tile: bool = True,
+        overlap: int | None = None,
+        as_tensor: bool = False,
+        **how: Unpack[DrawingArguments],
+    ) -> list[Any]:
+        """`upscale` by the upscalers of a cascade. Arguments as in `transform`."""
+        options = self._options_of_pictures(n, how)
         pictures = to_pictures(images)
         need_whole(self, pictures, self.recipe.data.image_size, tile=tile, overlap=overlap)
         results = upscale_pictures(self, pictures, n, label, text, options)

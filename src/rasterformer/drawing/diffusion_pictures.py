@@ -252,18 +252,16 @@ def pieces_of_task(system: System, pictures: Sequence[Tensor], masks: Sequence[T
     scale = 1 if task is None else system.image_size // source_shape(task, system.recipe.data.image_size).size
     side, pieces = math.lcm(multiple_of(system), scale), []
     for k, picture in enumerate(pictures):
-        rows, cols = (-(-scale * length // side) * side // scale for length in picture.shape[1:])
-        source = _carried_on(picture[None], (rows, cols))
+        size, cut, source = _fitted(picture, scale, side)
         given, cond = None, Cond()
         if masks is not None:
-            given = Given(source, _known(masks[k], picture, k, (rows, cols)))
+            given = Given(source, _known(masks[k], picture, k, (source.shape[2], source.shape[3])))
         if isinstance(task, Inpaint):
             assert given is not None and given.known is not None, "asked for by System.transform"
             cond = masked_source(source, given.known)
         elif task is not None:
             cond = Cond(source=source if source.shape[1] == 1 else source_of_picture(task, source))
-        cut = (scale * picture.shape[1], scale * picture.shape[2])
-        pieces.append(Piece((scale * rows, scale * cols), cut, cond=cond, given=given))
+        pieces.append(Piece(size, cut, cond=cond, given=given))
     return pieces
 
 
@@ -292,10 +290,8 @@ def pieces_to_enlarge(system: System, pictures: Sequence[Tensor], how: DrawingOp
     scale, side = factors_of(system)[0], multiple_of(system)
     pieces = []
     for picture in pictures:
-        rows, cols = (-(-scale * length // side) * side // scale for length in picture.shape[1:])
-        cut = (scale * picture.shape[1], scale * picture.shape[2])
-        source = _carried_on(picture[None], (rows, cols))
-        pieces.append(Piece((scale * rows, scale * cols), cut, source=source))
+        size, cut, source = _fitted(picture, scale, side)
+        pieces.append(Piece(size, cut, source=source))
     return pieces
 
 
@@ -526,6 +522,17 @@ def _known(mask: Tensor, picture: Tensor, k: int, size: tuple[int, int]) -> Tens
     if bool(mask.all()):
         raise ConfigError(f"the mask of image {k} says that every pixel is known. Mark one or more as unknown.")
     return _carried_on(mask[None, None].cpu(), size)[0]
+
+
+def _fitted(picture: Tensor, scale: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int], Tensor]:
+    """What is drawn of a picture uint8 [c, h, w] whose results are `scale` times as large.
+
+    Returns:
+        height and width to draw, which are multiples; those of the result; and the picture carried on to fit, [1, c, h', w'].
+    """
+    rows, cols = (-(-scale * length // multiple) * multiple // scale for length in picture.shape[1:])
+    cut = (scale * picture.shape[1], scale * picture.shape[2])
+    return (scale * rows, scale * cols), cut, _carried_on(picture[None], (rows, cols))
 
 
 def _carried_on(maps: Tensor, size: tuple[int, int]) -> Tensor:
